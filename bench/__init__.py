@@ -1,0 +1,1 @@
+"""Measurements that anybody can repeat: steps of every method and policy behind one function."""

@@ -1,0 +1,313 @@
+"""The configuration of a search: one flat, frozen dataclass, checked when it is built.
+
+Each field carries its help text and, where it exists, its source. Sources: "spec" figures are those of
+DARTS, GDAS or P-DARTS as named; "ours" is a choice of this project, since the body of arXiv 2107.04324
+cannot be read here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from .errors import ConfigError
+from .method import method_named
+from .space import search_skeleton, space_named
+
+MAX_TOML_BYTES = 1 << 20
+POLICIES = ("all", "bn", "nodes", "min")
+
+
+def key(default: Any, help: str, *, flag: bool = True) -> Any:
+    """A field with its help text; `flag=False` keeps it out of the flags (TOML and --set reach it)."""
+    return dataclasses.field(default=default, metadata={"help": help, "flag": flag})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class SearchConfig:
+    """Everything that decides the result of a search. Two equal configurations give equal results."""
+
+    recipe: str = key("custom", "name of the recipe this started from", flag=False)
+
+    space: str = key("darts", "search space: darts or nasbench201")
+    stem: Literal["cifar", "imagenet"] = key("cifar", "cifar keeps the image's side, imagenet divides it by 8")
+    channels: int = key(16, "channels C of a node in the first cell (DARTS: 16)")
+    layers: int = key(8, "number of searched cells (DARTS: 8)")
+
+    data: str = key(
+        "fashion-mnist-mini", "fashion-mnist-mini (embedded), fashion-mnist, cifar10, cifar100, imagefolder:DIR"
+    )
+    data_root: str = key("data", "folder that holds the data sets, laid out as torchvision does", flag=False)
+    download: bool = key(False, "let torchvision download the data set into data_root")
+    image: int = key(32, "side of the square input in pixels", flag=True)
+    limit: int = key(0, "images used in each of the W and alpha halves, 0 for all of them")
+    augment: bool = key(True, "random crop with padding and flip (DARTS)", flag=False)
+    cutout: int = key(0, "side of the cutout square in pixels (DARTS' search: off)", flag=False)
+
+    method: str = key("msg", "msg, gdas (K=1) or darts (K=all, no noise)")
+    k: int = key(2, "K, operations sampled per edge, 1 to the number of operations (ours)")
+    mode: Literal["subgraphs", "union"] = key(
+        "subgraphs", "K exclusive single-path networks, or one network that keeps K operations per edge"
+    )
+    execution: Literal["sequential", "co-resident"] = key(
+        "sequential", "sub-graphs one after the other (memory of one), or together (ours)"
+    )
+    assign: Literal["rank", "shuffle"] = key(
+        "rank", "sub-graph k takes each edge's k-th ranked operation, or a random one of the K (ours)", flag=False
+    )
+    noise: bool = key(True, "Gumbel noise on the logits", flag=False)
+    relaxation: Literal["masked", "shared", "soft"] = key(
+        "masked", "softmax without the ranks already taken, over all, or Xie and Ermon's soft top-k"
+    )
+    gate: Literal["sampled", "recompute", "restricted", "score"] = key(
+        "sampled", "estimator of alpha's gradient: sampled paths, all paths by recompute, restricted softmax, score"
+    )
+    tau_max: float = key(10.0, "temperature of the first epoch (GDAS: 10)", flag=False)
+    tau_min: float = key(0.1, "temperature of the last epoch, linear between (GDAS: 0.1)", flag=False)
+
+    dbi: Literal["dropblock", "dropout", "off"] = key(
+        "dropblock", "Dropblock-Identity on stride-1 skip-connects: blocks, single values, or off"
+    )
+    dbi_rate: float = key(0.3, "drop rate of the first epoch, linear to 0 (ours; P-DARTS: 0.1 to 0.7)")
+    teacher: Literal["auto", "none", "supernet", "ensemble", "ema"] = key(
+        "auto", "super-net guidance; auto is ensemble for two or more sub-graphs, else none (ours)"
+    )
+    teacher_weight: float = key(0.5, "lambda, the share of the distillation loss (ours)", flag=False)
+    teacher_temperature: float = key(1.0, "T of the distillation (US-Nets: 1)", flag=False)
+    teacher_start: float = key(0.2, "share of the epochs before guidance begins (ours; Cream: 20 of 120)", flag=False)
+    teacher_decay: float = key(0.999, "decay of the EMA teacher's weights (ours)", flag=False)
+
+    epochs: int = key(50, "epochs over the W half (DARTS: 50)")
+    warmup: int = key(15, "epochs without alpha steps (PC-DARTS: 15 of 50)")
+    batch: int = key(64, "images per step, W and alpha each (DARTS: 64)")
+    lr: float = key(0.025, "SGD's first learning rate, cosine to lr_min (DARTS: 0.025)")
+    lr_min: float = key(0.001, "SGD's last learning rate (DARTS: 0.001)", flag=False)
+    momentum: float = key(0.9, "SGD's momentum (DARTS: 0.9)", flag=False)
+    weight_decay: float = key(3e-4, "SGD's weight decay, on the weights that got a gradient (DARTS: 3e-4)", flag=False)
+    clip: float = key(5.0, "largest norm of the weights' gradient (DARTS: 5)", flag=False)
+    alpha_lr: float = key(3e-4, "Adam's learning rate on alpha (DARTS: 3e-4)")
+    alpha_weight_decay: float = key(1e-3, "Adam's weight decay on alpha (DARTS: 1e-3)", flag=False)
+
+    policy: str = key("min", "kept activations: all, bn, nodes or min; one, or one per cell joined by commas")
+    layout: Literal["nhwc", "nchw"] = key("nhwc", "layout of the plain-autograd path", flag=False)
+    device: str = key("auto", "auto, cpu or cuda")
+    dtype: Literal["float32", "float64"] = key("float32", "of weights and activations", flag=False)
+    threads: int = key(0, "CPU threads, 0 for all cores", flag=False)
+
+    seed: int = key(0, "of weights, samples, split, order and augmentation")
+    checkpoint_every: int = key(0, "steps between checkpoints, 0 for one per epoch", flag=False)
+    keep: int = key(2, "checkpoints kept in the run folder", flag=False)
+    eval_images: int = key(0, "images of the alpha half on which an epoch is judged, 0 for all", flag=False)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """The activation policy of each cell."""
+        given = tuple(part.strip() for part in self.policy.split(","))
+        return given * self.layers if len(given) == 1 else given
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+
+FIELDS = {field.name: field for field in dataclasses.fields(SearchConfig)}
+TYPES = get_type_hints(SearchConfig)
+
+
+def choices(name: str) -> tuple[str, ...]:
+    """The values a key is limited to, or () where any value of its type may be tried."""
+    return get_args(TYPES[name]) if get_origin(TYPES[name]) is Literal else ()
+
+
+def check(config: SearchConfig) -> None:
+    """Raise ConfigError for the first value that no search can run with."""
+    space = space_named(config.space)
+    method_named(config.method)
+    for name in FIELDS:
+        if choices(name) and getattr(config, name) not in choices(name):
+            raise ConfigError(
+                f"unknown value of {name}",
+                got=repr(getattr(config, name)),
+                allowed=", ".join(choices(name)),
+                next=f"--{name.replace('_', '-')} {choices(name)[0]}",
+            )
+    if not 1 <= config.k <= space.num_operations:
+        raise ConfigError(
+            f"k is the number of the {space.num_operations} operations of space {space.name} that are sampled per edge",
+            got=config.k,
+            allowed=f"1 to {space.num_operations}",
+            next="--k 2",
+        )
+    skeleton = search_skeleton(space, channels=config.channels, layers=config.layers, stem=config.stem)
+    if config.image < skeleton.stride or config.image % skeleton.stride:
+        raise ConfigError(
+            "the network divides the image's side",
+            got=f"image {config.image}",
+            allowed=f"a multiple of {skeleton.stride}",
+            next=f"--image {max(1, round(config.image / skeleton.stride)) * skeleton.stride}",
+        )
+    _check_ranges(config)
+    _check_policies(config)
+    _check_combinations(config)
+
+
+def _check_ranges(config: SearchConfig) -> None:
+    limits: dict[str, tuple[float, float]] = {
+        "limit": (0, 1 << 31), "cutout": (0, config.image), "tau_min": (1e-3, 1e3), "tau_max": (config.tau_min, 1e3),
+        "dbi_rate": (0, 0.9), "teacher_weight": (0, 1), "teacher_temperature": (1e-2, 1e2), "teacher_start": (0, 1),
+        "teacher_decay": (0, 1), "epochs": (1, 1 << 20), "warmup": (0, config.epochs), "batch": (2, 1 << 20),
+        "lr": (0, 1e3), "lr_min": (0, 1e3), "momentum": (0, 1), "weight_decay": (0, 1), "clip": (1e-6, 1e9),
+        "alpha_lr": (0, 1e3), "alpha_weight_decay": (0, 1), "threads": (0, 4096), "seed": (0, (1 << 63) - 1),
+        "checkpoint_every": (0, 1 << 31), "keep": (1, 1 << 20), "eval_images": (0, 1 << 31),
+    }  # fmt: skip
+    for name, (low, high) in limits.items():
+        value = getattr(config, name)
+        if not low <= value <= high:
+            raise ConfigError(
+                f"{name} is out of range",
+                got=value,
+                allowed=f"{low} to {high}",
+                next=f"{name} = {FIELDS[name].default} is the default",
+            )
+
+
+def _check_policies(config: SearchConfig) -> None:
+    if config.policy == "autograd":
+        return
+    unknown = [policy for policy in config.policies if policy not in POLICIES]
+    if unknown:
+        raise ConfigError(
+            "unknown activation policy", got=unknown[0], allowed=", ".join((*POLICIES, "autograd")), next="--policy min"
+        )
+    if len(config.policies) != config.layers:
+        raise ConfigError(
+            "policy names one value or one per cell",
+            got=f"{len(config.policies)} values",
+            allowed=f"1 or {config.layers}",
+            next="--policy min",
+        )
+
+
+def _check_combinations(config: SearchConfig) -> None:
+    if config.device not in ("auto", "cpu") and not config.device.startswith("cuda"):
+        raise ConfigError("unknown device", got=config.device, allowed="auto, cpu, cuda, cuda:N", next="--device auto")
+    if config.teacher == "ensemble" and (config.mode == "union" or config.k == 1):
+        raise ConfigError(
+            "the ensemble teacher averages two or more sub-graphs",
+            got=f"mode {config.mode}, k {config.k}",
+            allowed="mode subgraphs with k of 2 or more",
+            next="--teacher supernet",
+        )
+    if config.gate == "recompute" and config.policy == "autograd":
+        raise ConfigError(
+            "recomputed gates need the cell engine",
+            got="policy autograd",
+            allowed=", ".join(POLICIES),
+            next="--policy min",
+        )
+    if config.layout == "nchw" and config.policy != "autograd":
+        raise ConfigError(
+            "the cell engine works in channels_last",
+            got="layout nchw",
+            allowed="nhwc, or policy autograd",
+            next="--policy autograd",
+        )
+
+
+def resolved_teacher(config: SearchConfig) -> str:
+    """The teacher that `auto` stands for."""
+    if config.teacher != "auto":
+        return config.teacher
+    return "ensemble" if config.mode == "subgraphs" and config.k >= 2 else "none"
+
+
+def build(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> SearchConfig:
+    """A checked configuration out of a recipe's values, the user's over them, and the method's own.
+
+    Raises:
+        ConfigError: for an unknown key, a wrong type, or a key that the method fixes otherwise.
+    """
+    for name, value in overrides.items():
+        _check_type(name, value)
+    values = {**base, **overrides}
+    method = method_named(values.get("method", "msg"))
+    operations = space_named(values.get("space", "darts")).num_operations
+    for name, fixed in method.fixed.items():
+        value = operations if fixed == "all" else fixed
+        if name in overrides and overrides[name] != value:
+            raise ConfigError(
+                f"method {method.name} fixes {name}",
+                got=f"{name} = {overrides[name]}",
+                allowed=str(value),
+                next=f"leave out {name}, or --method msg",
+            )
+        values[name] = value
+    return SearchConfig(**values)
+
+
+def _check_type(name: str, value: Any) -> None:
+    if name not in FIELDS:
+        near = difflib.get_close_matches(name, FIELDS, n=1)
+        raise ConfigError(
+            "unknown configuration key",
+            got=repr(name),
+            allowed="the keys that `msgdas search --keys` lists",
+            next=f"perhaps {near[0]}" if near else "msgdas search --keys",
+        )
+    hint = str if choices(name) else TYPES[name]
+    right = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        right = True
+    if not right:
+        raise ConfigError(
+            f"{name} has the wrong type",
+            got=f"{value!r} ({type(value).__name__})",
+            allowed=hint.__name__,
+            next=f"{name} = {FIELDS[name].default!r} is the default",
+        )
+
+
+def parse_value(name: str, text: str) -> Any:
+    """The value that `text` stands for under key `name`, as flags and --set give it."""
+    if name not in FIELDS:
+        _check_type(name, text)
+    hint = str if choices(name) else TYPES[name]
+    words = {"true": True, "false": False}
+    try:
+        value = words[text.lower()] if hint is bool else hint(text)
+    except (KeyError, ValueError):
+        value = text
+    _check_type(name, value)
+    return value
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The keys of a TOML file, `recipe` among them.
+
+    Raises:
+        ConfigError: for a file that is missing, over 1 MiB, not UTF-8 or not TOML; keys and types are
+            checked by `build`.
+    """
+    try:
+        if path.stat().st_size > MAX_TOML_BYTES:
+            raise ConfigError(f"{path} is too large for a configuration", got=f"{path.stat().st_size} bytes",
+                              allowed=f"{MAX_TOML_BYTES} bytes", next="msgdas search demo")  # fmt: skip
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the configuration {path}", got=error.strerror, allowed="a TOML file", next="msgdas search demo"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML", got=str(error), allowed="key = value lines", next="mend that line") from None
+
+
+def from_json(text: str) -> SearchConfig:
+    """The configuration that `SearchConfig.to_json` wrote."""
+    return build({}, json.loads(text))

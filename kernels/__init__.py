@@ -1,0 +1,1 @@
+"""Mathematics on tensors, forward and backward, without modules or state."""
