@@ -1,0 +1,349 @@
+"""A cell as one autograd Function that keeps no more than its policy says.
+
+Shape suffixes: B batch, H height, W width, C channels, E edges, O operations; maps are NHWC.
+
+Forward adds gate * BatchNorm(op(state)) straight into the node's slice of the concat buffer. Backward walks
+the nodes from last to first; what the policy did not keep is computed again, one operation at a time. The
+policies (ours; measured in docs/memory.md):
+    all    the inputs of pointwise convolutions and of BatchNorms (ReLU outputs are made again from them)
+    bn     the inputs of BatchNorms
+    nodes  the nodes and the preprocessed inputs
+    min    the nodes
+
+Operations that were not sampled do not exist here: no map, no gradient. A gradient is computed only for what
+autograd asks: a step on alpha computes no weight gradients, a step on the weights no gate gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from ..kernels.reference import batchnorm
+from .ops import DirectOperation, Drop, Keep, NormalisedOperation, Operation, Source, Tape
+from .preprocess import prepare, prepare_backward
+from .space import CellLayer, Edge
+
+KEEPS = {"all": Keep(taps=True, inner=True), "bn": Keep(inner=True), "nodes": Keep(), "min": Keep()}
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """One operation on one edge.
+
+    Attributes:
+        row, column: its gate's place in gates_EO.
+        edge: of the cell.
+        operation: what runs.
+        weights: its slice of the tensors that follow the inputs.
+    """
+
+    row: int
+    column: int
+    edge: Edge
+    operation: Operation
+    weights: slice
+
+
+@dataclass(frozen=True, slots=True)
+class CellCall:
+    """One pass through one cell, everything that is not a tensor.
+
+    Attributes:
+        layer: the cell in its place.
+        index: its number in the network, for the seeds of Dropblock-Identity.
+        branches: the sampled operations, by edge; `none` is left out.
+        shadows: operations not sampled whose gate gradients are wanted all the same; they run without
+            autograd in backward and leave nothing behind.
+        preprocess: slices of the inputs' weights, empty where the space has no preprocessing.
+        policy: see the module's docstring.
+        drop: Dropblock-Identity of this pass, or None.
+    """
+
+    layer: CellLayer
+    index: int
+    branches: tuple[Branch, ...]
+    shadows: tuple[Branch, ...]
+    preprocess: tuple[slice, ...]
+    policy: str
+    drop: Drop | None
+
+
+class CellFunction(torch.autograd.Function):
+    """apply(call, gates_EO, *inputs, *weights) -> [B, H', W', C * len(concat)].
+
+    The gradient handed to backward is overwritten: the cell takes it to be its own, as in SuperNet, where a
+    cell's output goes to the next cells and the classifier only.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, call: CellCall, gates_EO: Tensor, *tensors: Tensor) -> Tensor:
+        num_inputs = call.layer.spec.inputs
+        inputs, weights = tensors[:num_inputs], tensors[num_inputs:]
+        keep_norm = call.policy in ("all", "bn")
+        need_w = any(ctx.needs_input_grad[2 + num_inputs :])
+        keep = KEEPS[call.policy] if need_w else Keep(inner=keep_norm)
+        prepared, input_stats = _prepare_inputs(call, inputs, weights, None)
+        buffer, states = _allocate_states(call, prepared)
+        gates = gates_EO.tolist()
+        tapes = [_tape(call, branch, weights, need_w) for branch in call.branches]
+        out_stats: list[batchnorm.Stats | None] = []
+        kept_z: list[Tensor | None] = []
+        by_target = _by_target(call.branches)
+        for target, numbers in by_target.items():
+            mean_sum_C: Tensor | None = None
+            source = Source(states[0])
+            for number in numbers:
+                branch, tape = call.branches[number], tapes[number]
+                if source.x is not states[branch.edge.source]:
+                    source = Source(states[branch.edge.source])
+                gate = gates[branch.row][branch.column]
+                z = branch.operation.forward(tape, source, keep)
+                if isinstance(branch.operation, DirectOperation):
+                    states[target].add_(z, alpha=gate)
+                    out_stats.append(None)
+                    kept_z.append(None)
+                    continue
+                stats = batchnorm.batch_stats(z)
+                scale_C = stats[1] * gate
+                states[target].addcmul_(z, scale_C)
+                mean_sum_C = stats[0] * scale_C if mean_sum_C is None else mean_sum_C.addcmul_(stats[0], scale_C)
+                out_stats.append(stats)
+                kept_z.append(z if keep_norm else None)
+                del z
+            if mean_sum_C is not None:
+                states[target].sub_(mean_sum_C)
+        saved = _Saved(call, gates, tapes, out_stats, kept_z, input_stats, need_w)
+        if call.policy != "min":
+            saved.prepared = prepared
+        ctx.saved = saved  # type: ignore[attr-defined]
+        inner_nodes = [states[node] for node in _nodes_outside(call)]
+        ctx.save_for_backward(*inputs, *inner_nodes, buffer, *weights)
+        return buffer
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_buffer: Tensor) -> tuple[Any, ...]:
+        saved: _Saved = ctx.saved
+        need_gates, needs = ctx.needs_input_grad[1], ctx.needs_input_grad[2:]
+        return (None, *_Backward(saved, ctx.saved_tensors, needs, need_gates).run(d_buffer))
+
+
+@dataclass(slots=True)
+class _Saved:
+    """What forward leaves on the context besides saved tensors."""
+
+    call: CellCall
+    gates: list[list[float]]
+    tapes: list[Tape]
+    out_stats: list[batchnorm.Stats | None]
+    kept_z: list[Tensor | None]
+    input_stats: list[batchnorm.Stats]
+    need_w: bool
+    prepared: list[Tensor] | None = None
+    released: bool = False
+
+
+class _Backward:
+    """The backward pass of one cell."""
+
+    def __init__(self, saved: _Saved, tensors: Sequence[Tensor], needs: Sequence[bool], need_gates: bool) -> None:
+        call = saved.call
+        if saved.released and call.policy != "min":
+            raise RuntimeError(
+                f"policy {call.policy} released the cell's maps in its first backward; run forward again, or use policy min"
+            )
+        saved.released = True
+        self.saved, self.call, self.need_gates = saved, call, need_gates
+        num_inputs, outside = call.layer.spec.inputs, _nodes_outside(call)
+        self.inputs = tensors[:num_inputs]
+        self.need_inputs = needs[:num_inputs]
+        inner, (buffer, *weights) = tensors[num_inputs:][: len(outside)], tensors[num_inputs + len(outside) :]
+        self.weights = weights
+        self.prepared = saved.prepared or _prepare_inputs(call, self.inputs, weights, saved.input_stats)[0]
+        saved.prepared = None
+        self.states = _states(call, self.prepared, buffer, dict(zip(outside, inner, strict=True)))
+        self.gate_grads: list[tuple[int, int, Tensor]] = []
+
+    def run(self, d_buffer: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the gates, the inputs and the weights, in the order of `apply`."""
+        call, spec = self.call, self.call.layer.spec
+        d_buffer = d_buffer.contiguous()
+        channels = call.layer.channels
+        grads: list[Tensor | None] = [None] * spec.num_states
+        for place, node in enumerate(spec.concat):
+            grads[node] = d_buffer[..., place * channels : (place + 1) * channels]
+        weight_grads: list[Tensor | None] = [None] * len(self.weights)
+        branches, shadows = _by_target(call.branches), _by_target(call.shadows)
+        for node in reversed(range(spec.inputs, spec.num_states)):
+            dy = grads[node]
+            if dy is not None:
+                numbers = reversed(branches.get(node, []))
+                self._node(dy, list(numbers), shadows.get(node, []), grads, weight_grads)
+            grads[node] = None
+            del dy
+        d_gates = self._gates()
+        self.states = []
+        input_grads = self._inputs(grads, weight_grads)
+        return (d_gates, *input_grads, *weight_grads)
+
+    def _node(
+        self,
+        dy: Tensor,
+        numbers: list[int],
+        shadows: list[int],
+        grads: list[Tensor | None],
+        weight_grads: list[Tensor | None],
+    ) -> None:
+        """Send dy through the node's sampled branches, edge by edge."""
+        sum_dy_C = batchnorm.sum_rows(dy)
+        while numbers:
+            edge = self.call.branches[numbers[0]].edge
+            source = Source(self.states[edge.source], grads[edge.source], self._need_state(edge.source))
+            while numbers and self.call.branches[numbers[0]].edge is edge:
+                number = numbers.pop(0)
+                self._branch(number, source, dy, sum_dy_C)
+                weight_grads[self.call.branches[number].weights] = self.saved.tapes[number].weight_grads or [
+                    None for _ in self.saved.tapes[number].weights
+                ]
+                self.saved.tapes[number].weight_grads = []
+            source.close()
+            grads[edge.source] = source.grad
+        for number in shadows if self.need_gates else ():
+            self._shadow(self.call.shadows[number], dy, sum_dy_C)
+
+    def _branch(self, number: int, source: Source, dy: Tensor, sum_dy_C: Tensor) -> None:
+        saved, branch, tape = self.saved, self.call.branches[number], self.saved.tapes[number]
+        gate, operation = saved.gates[branch.row][branch.column], branch.operation
+        if isinstance(operation, DirectOperation):
+            grad = operation.backward(tape, source, dy, gate, self.need_gates)
+            if grad is not None:
+                self.gate_grads.append((branch.row, branch.column, grad))
+            return
+        assert isinstance(operation, NormalisedOperation)
+        z, stats = saved.kept_z[number], saved.out_stats[number]
+        saved.kept_z[number] = None
+        assert stats is not None
+        if z is None:
+            z = operation.forward(tape, source, Keep(taps=tape.need_w, inner=True, activations=True))
+        sum_dy_xhat_C = batchnorm.sum_dy_xhat(dy, z, stats, sum_dy_C)
+        if self.need_gates:
+            self.gate_grads.append((branch.row, branch.column, sum_dy_xhat_C.sum()))
+        dz = batchnorm.input_grad(dy, z, stats, sum_dy_C, sum_dy_xhat_C, gate, overwrite_z=True)
+        del z
+        operation.backward(tape, source, dz)
+        tape.maps.clear()
+
+    def _shadow(self, branch: Branch, dy: Tensor, sum_dy_C: Tensor) -> None:
+        """The gate gradient <dy, out> of an operation that was not sampled."""
+        source = Source(self.states[branch.edge.source])
+        tape = _tape(self.call, branch, self.weights, need_w=False)
+        if isinstance(branch.operation, DirectOperation):
+            grad = branch.operation.backward(tape, source, dy, 0.0, need_gate=True)
+            assert grad is not None
+        else:
+            z = branch.operation.forward(tape, source, Keep())
+            grad = batchnorm.sum_dy_xhat(dy, z, batchnorm.batch_stats(z), sum_dy_C).sum()
+        self.gate_grads.append((branch.row, branch.column, grad))
+
+    def _need_state(self, state: int) -> bool:
+        """Whether a state's gradient leads anywhere: inputs of the first cells have none in a step on alpha."""
+        if state >= self.call.layer.spec.inputs:
+            return True
+        return self.need_inputs[state] or (bool(self.call.preprocess) and self.saved.need_w)
+
+    def _gates(self) -> Tensor | None:
+        if not self.need_gates:
+            return None
+        gates = self.saved.gates
+        d_gates_EO = self.inputs[0].new_zeros(len(gates), len(gates[0]))
+        if self.gate_grads:
+            rows, columns, values = zip(*self.gate_grads, strict=True)
+            d_gates_EO[list(rows), list(columns)] = torch.stack(values)
+        return d_gates_EO
+
+    def _inputs(self, grads: list[Tensor | None], weight_grads: list[Tensor | None]) -> list[Tensor | None]:
+        input_grads: list[Tensor | None] = []
+        for number in reversed(range(self.call.layer.spec.inputs)):
+            x, need_x = self.inputs[number], self.need_inputs[number]
+            d_state, grads[number] = grads[number], None
+            if not self.call.preprocess:
+                input_grads.append(_or_zeros(d_state, x) if need_x else None)
+                continue
+            xhat = self.prepared.pop()
+            if not (need_x or self.saved.need_w):
+                input_grads.append(None)
+                continue
+            place = self.call.preprocess[number]
+            dx, weight_grads[place] = prepare_backward(
+                _or_zeros(d_state, xhat), xhat, x, self.weights[place], self.saved.input_stats[number],
+                need_x=need_x, need_w=self.saved.need_w,
+            )  # fmt: skip
+            input_grads.append(dx)
+        return input_grads[::-1]
+
+
+def _or_zeros(grad: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if grad is None else grad
+
+
+def _by_target(branches: Sequence[Branch]) -> dict[int, list[int]]:
+    """Numbers of the branches that end in each node, in the order of the edges."""
+    numbers: dict[int, list[int]] = {}
+    for number, branch in enumerate(branches):
+        numbers.setdefault(branch.edge.target, []).append(number)
+    return numbers
+
+
+def _tape(call: CellCall, branch: Branch, weights: Sequence[Tensor], need_w: bool) -> Tape:
+    mask = None
+    if call.drop is not None:
+        drop, index, row = call.drop, call.index, branch.row
+
+        def mask(x_BHWC: Tensor) -> Tensor:
+            return drop.mask(x_BHWC, index, row)
+
+    return Tape(weights[branch.weights], branch.edge.stride, need_w, mask)
+
+
+def _prepare_inputs(
+    call: CellCall, inputs: Sequence[Tensor], weights: Sequence[Tensor], stats: list[batchnorm.Stats] | None
+) -> tuple[list[Tensor], list[batchnorm.Stats]]:
+    if not call.preprocess:
+        return list(inputs), []
+    pairs = [
+        prepare(x, weights[place], None if stats is None else stats[number])
+        for number, (x, place) in enumerate(zip(inputs, call.preprocess, strict=True))
+    ]
+    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+
+def _nodes_outside(call: CellCall) -> list[int]:
+    """Nodes that the output does not hold."""
+    spec = call.layer.spec
+    return [node for node in range(spec.inputs, spec.num_states) if node not in spec.concat]
+
+
+def _allocate_states(call: CellCall, prepared: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    spec, channels = call.layer.spec, call.layer.channels
+    batch, height, width = prepared[-1].shape[:3]
+    stride = 2 if spec.reduction else 1
+    shape = (batch, -(-height // stride), -(-width // stride))
+    buffer = prepared[-1].new_zeros(*shape, channels * len(spec.concat))
+    inner = {node: buffer.new_zeros(*shape, channels) for node in _nodes_outside(call)}
+    return buffer, _states(call, prepared, buffer, inner)
+
+
+def _states(call: CellCall, prepared: list[Tensor], buffer: Tensor, inner: dict[int, Tensor]) -> list[Tensor]:
+    """All states: inputs, nodes inside the buffer as slices of it, nodes outside."""
+    spec, channels = call.layer.spec, call.layer.channels
+    states = list(prepared)
+    for node in range(spec.inputs, spec.num_states):
+        place = spec.concat.index(node) if node in spec.concat else -1
+        states.append(inner[node] if place < 0 else buffer[..., place * channels : (place + 1) * channels])
+    return states

@@ -1,0 +1,484 @@
+"""Candidate operations with hand-written backward formulas, each beside its plain form.
+
+Shape suffixes: B batch, H height, W width, C channels; engine maps are NHWC.
+
+An operation yields z; where it ends in BatchNorm (affine=False while searching), that BatchNorm and the gate
+belong to the node that sums, not to the operation. `plain` is the same operation under ordinary autograd,
+BatchNorm included: the oracle of the tests and the baseline of the benchmarks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..kernels.reference import batchnorm, conv, dropblock, pooling
+from .space import SKIP, ZERO
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Dropblock-Identity for one forward pass.
+
+    Attributes:
+        kind: blocks (DropBlock) or single values (dropout).
+        rate: drop rate, 0 to 0.9.
+        seed: of this step and sub-graph; cells and edges are mixed in, so the same seed gives the same masks.
+    """
+
+    kind: Literal["dropblock", "dropout"]
+    rate: float
+    seed: int
+
+    def mask(self, x_BHWC: Tensor, cell: int, edge: int) -> Tensor:
+        seed = (self.seed * 1_000_003 + cell * 1_009 + edge) % (1 << 63)
+        make = dropblock.block_mask if self.kind == "dropblock" else dropblock.value_mask
+        return make(x_BHWC, self.rate, seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Which of an operation's intermediate maps its tape keeps between two passes.
+
+    Attributes:
+        taps: inputs of pointwise convolutions (needed for their weight gradients only).
+        inner: inputs of inner BatchNorms.
+        activations: inputs of inner depthwise convolutions (one ReLU away from `inner`).
+    """
+
+    taps: bool = False
+    inner: bool = False
+    activations: bool = False
+
+
+@dataclass(slots=True)
+class Tape:
+    """What one sampled operation remembers between forward and backward.
+
+    Attributes:
+        weights: the operation's parameters, detached.
+        stride: of the edge.
+        need_w: whether weight gradients are wanted.
+        drop_mask: makes the mask of Dropblock-Identity for a map, or None.
+        inner_stats: of inner BatchNorms, from the first pass on.
+        maps: kept intermediate maps by name; backward takes them out as it goes.
+        weight_grads: one for each weight, after backward.
+    """
+
+    weights: Sequence[Tensor]
+    stride: int
+    need_w: bool
+    drop_mask: Callable[[Tensor], Tensor] | None = None
+    inner_stats: list[batchnorm.Stats] = field(default_factory=list)
+    maps: dict[str, Tensor] = field(default_factory=dict)
+    weight_grads: list[Tensor | None] = field(default_factory=list)
+
+
+class Source:
+    """A state as the operations of one edge read it: its ReLU is made once, its gradients are summed once.
+
+    Attributes:
+        x: the state's map.
+        grad: its gradient so far, None for zero; written in place.
+        need_x: whether a gradient is wanted at all.
+    """
+
+    __slots__ = ("_relu", "_relu_grad", "grad", "need_x", "x")
+
+    def __init__(self, x_BHWC: Tensor, grad: Tensor | None = None, need_x: bool = False) -> None:
+        self.x = x_BHWC
+        self.grad = grad
+        self.need_x = need_x
+        self._relu: Tensor | None = None
+        self._relu_grad: Tensor | None = None
+
+    def relu(self) -> Tensor:
+        if self._relu is None:
+            self._relu = torch.relu(self.x)
+        return self._relu
+
+    def add_grad(self, dx_BHWC: Tensor | None) -> None:
+        """Take over dx (it may be overwritten later)."""
+        if dx_BHWC is None:
+            return
+        if self.grad is None:
+            self.grad = dx_BHWC
+        else:
+            self.grad.add_(dx_BHWC)
+
+    def add_relu_grad(self, da_BHWC: Tensor | None) -> None:
+        """Take over the gradient of relu(x)."""
+        if da_BHWC is None:
+            return
+        if self._relu_grad is None:
+            self._relu_grad = da_BHWC
+        else:
+            self._relu_grad.add_(da_BHWC)
+
+    def relu_grad_buffer(self) -> Tensor:
+        """The gradient of relu(x) so far, as a map to add into."""
+        if self._relu_grad is None:
+            self._relu_grad = torch.zeros_like(self.relu())
+        return self._relu_grad
+
+    def close(self) -> None:
+        """Pass the ReLU's gradient on and forget the edge's maps."""
+        if self._relu_grad is not None:
+            self.add_grad(_mask_by_relu_(self._relu_grad, self.relu()))
+        self._relu = self._relu_grad = None
+
+
+def _mask_by_relu_(grad: Tensor, relu: Tensor) -> Tensor:
+    return torch.ops.aten.threshold_backward.grad_input(grad, relu, 0, grad_input=grad)
+
+
+class Operation:
+    """One candidate operation; stateless, so one object serves all edges."""
+
+    def weight_shapes(self, channels: int, stride: int) -> tuple[Shape, ...]:
+        """Shapes of the parameters for a map of `channels` channels."""
+        return ()
+
+    def forward(self, tape: Tape, source: Source, keep: Keep) -> Tensor:
+        """z of the source's state; a second call on the same tape reuses the inner statistics of the first."""
+        raise NotImplementedError
+
+    def plain(self, x_BCHW: Tensor, weights: Sequence[Tensor], stride: int) -> Tensor:
+        """The whole operation under ordinary autograd, NCHW in shape, any memory format."""
+        raise NotImplementedError
+
+
+class NormalisedOperation(Operation):
+    """Ends in a BatchNorm that the node applies."""
+
+    def backward(self, tape: Tape, source: Source, dz_BHWC: Tensor) -> None:
+        """Add to the source's gradient and fill the tape's weight gradients; dz may be overwritten."""
+        raise NotImplementedError
+
+
+class DirectOperation(Operation):
+    """Its output is added to the node as it is."""
+
+    def backward(
+        self, tape: Tape, source: Source, dy_BHWC: Tensor, gate: float, need_gate: bool
+    ) -> Tensor | None:
+        """As above for out = gate * op(x), whose gradient dy must not be written to; the gate's gradient [] if wanted."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class DepthwiseSeparable(NormalisedOperation):
+    """ReLU, depthwise k x k, pointwise, BatchNorm, `stages` times; the first stage has the edge's stride.
+
+    Two stages are DARTS' sep_conv, one with dilation 2 its dil_conv.
+    """
+
+    side: int
+    dilation: int
+    stages: int
+
+    def weight_shapes(self, channels: int, stride: int) -> tuple[Shape, ...]:
+        return ((channels, 1, self.side, self.side), (channels, channels)) * self.stages
+
+    def forward(self, tape: Tape, source: Source, keep: Keep) -> Tensor:
+        a, stride, z = source.relu(), tape.stride, None
+        for stage in range(self.stages):
+            if z is not None:
+                if len(tape.inner_stats) < stage:
+                    tape.inner_stats.append(batchnorm.batch_stats(z))
+                a, stride = batchnorm.normalize_relu(z, tape.inner_stats[stage - 1]), 1
+                if keep.inner:
+                    tape.maps[f"z{stage - 1}"] = z
+                if keep.activations:
+                    tape.maps[f"a{stage}"] = a
+            t = conv.depthwise(a, tape.weights[2 * stage], self.dilation, stride)
+            if keep.taps:
+                tape.maps[f"t{stage}"] = t
+            z = conv.pointwise(t, tape.weights[2 * stage + 1])
+        assert z is not None
+        return z
+
+    def backward(self, tape: Tape, source: Source, dz_BHWC: Tensor) -> None:
+        if not (source.need_x or tape.need_w):
+            return
+        grads: list[Tensor | None] = [None] * (2 * self.stages)
+        dz: Tensor | None = dz_BHWC
+        del dz_BHWC
+        for stage in reversed(range(self.stages)):
+            depthwise_w, pointwise_w = tape.weights[2 * stage : 2 * stage + 2]
+            stride = tape.stride if stage == 0 else 1
+            z_before = tape.maps.pop(f"z{stage - 1}") if stage else None
+            need_x = stage > 0 or source.need_x
+            if z_before is None:
+                a = source.relu()
+            else:
+                a = tape.maps.pop(f"a{stage}", None)
+                if a is None:
+                    a = batchnorm.normalize_relu(z_before, tape.inner_stats[stage - 1])
+            assert dz is not None
+            if tape.need_w:
+                t = tape.maps.pop(f"t{stage}", None)
+                if t is None:
+                    t = conv.depthwise(a, depthwise_w, self.dilation, stride)
+                grads[2 * stage + 1] = conv.pointwise_weight_grad(dz, t)
+                t = None
+            dt = conv.pointwise_input_grad(dz, pointwise_w)
+            dz = None
+            da, grads[2 * stage] = conv.depthwise_grads(
+                dt, a, depthwise_w, self.dilation, stride, need_x=need_x, need_w=tape.need_w
+            )
+            del dt
+            if z_before is None:
+                source.add_relu_grad(da)
+                break
+            assert da is not None
+            dz = self._through_norm(da, a, z_before, tape.inner_stats[stage - 1])
+            del da, a, z_before
+        tape.weight_grads = grads
+
+    @staticmethod
+    def _through_norm(da: Tensor, a: Tensor, z: Tensor, stats: batchnorm.Stats) -> Tensor:
+        """Gradient of an inner BatchNorm's input; overwrites da and z."""
+        dy = _mask_by_relu_(da, a)
+        sum_dy = batchnorm.sum_rows(dy)
+        sum_dy_xhat = batchnorm.sum_dy_xhat(dy, z, stats, sum_dy)
+        return batchnorm.input_grad(dy, z, stats, sum_dy, sum_dy_xhat, 1.0, overwrite_z=True)
+
+    def plain(self, x_BCHW: Tensor, weights: Sequence[Tensor], stride: int) -> Tensor:
+        padding = self.dilation * (self.side // 2)
+        for stage in range(self.stages):
+            depthwise_w, pointwise_w = weights[2 * stage : 2 * stage + 2]
+            x_BCHW = F.conv2d(
+                torch.relu(x_BCHW), depthwise_w, None, stride if stage == 0 else 1, padding, self.dilation,
+                x_BCHW.shape[1],
+            )  # fmt: skip
+            x_BCHW = plain_norm(F.conv2d(x_BCHW, pointwise_w[:, :, None, None]))
+        return x_BCHW
+
+
+@dataclass(frozen=True, slots=True)
+class ReluConv(NormalisedOperation):
+    """ReLU, dense k x k convolution, BatchNorm (NAS-Bench-201's nor_conv)."""
+
+    side: int
+
+    def weight_shapes(self, channels: int, stride: int) -> tuple[Shape, ...]:
+        return ((channels, channels, self.side, self.side),)
+
+    def forward(self, tape: Tape, source: Source, keep: Keep) -> Tensor:
+        return conv.conv(source.relu(), tape.weights[0], tape.stride)
+
+    def backward(self, tape: Tape, source: Source, dz_BHWC: Tensor) -> None:
+        if not (source.need_x or tape.need_w):
+            return
+        da, dw = conv.conv_grads(
+            dz_BHWC, source.relu(), tape.weights[0], tape.stride, need_x=source.need_x, need_w=tape.need_w
+        )
+        source.add_relu_grad(da)
+        tape.weight_grads = [dw]
+
+    def plain(self, x_BCHW: Tensor, weights: Sequence[Tensor], stride: int) -> Tensor:
+        return plain_norm(F.conv2d(torch.relu(x_BCHW), weights[0], None, stride, self.side // 2))
+
+
+@dataclass(frozen=True, slots=True)
+class NormalisedPool(NormalisedOperation):
+    """3x3 pooling and BatchNorm, as in DARTS' search."""
+
+    kind: Literal["max", "avg"]
+
+    def forward(self, tape: Tape, source: Source, keep: Keep) -> Tensor:
+        pool = pooling.max_pool if self.kind == "max" else pooling.avg_pool
+        return pool(source.x, tape.stride)
+
+    def backward(self, tape: Tape, source: Source, dz_BHWC: Tensor) -> None:
+        if source.need_x:
+            grad = pooling.max_pool_input_grad if self.kind == "max" else pooling.avg_pool_input_grad
+            source.add_grad(grad(dz_BHWC, source.x, tape.stride))
+
+    def plain(self, x_BCHW: Tensor, weights: Sequence[Tensor], stride: int) -> Tensor:
+        if self.kind == "max":
+            return plain_norm(F.max_pool2d(x_BCHW, 3, stride, 1))
+        return plain_norm(F.avg_pool2d(x_BCHW, 3, stride, 1, count_include_pad=False))
+
+
+class AveragePool(DirectOperation):
+    """3x3 mean without BatchNorm (NAS-Bench-201)."""
+
+    def forward(self, tape: Tape, source: Source, keep: Keep) -> Tensor:
+        return pooling.avg_pool(source.x, tape.stride)
+
+    def backward(
+        self, tape: Tape, source: Source, dy_BHWC: Tensor, gate: float, need_gate: bool
+    ) -> Tensor | None:
+        dgate = (dy_BHWC * pooling.avg_pool(source.x, tape.stride)).sum() if need_gate else None
+        if source.need_x:
+            source.add_grad(pooling.avg_pool_input_grad(dy_BHWC * gate, source.x, tape.stride))
+        return dgate
+
+    def plain(self, x_BCHW: Tensor, weights: Sequence[Tensor], stride: int) -> Tensor:
+        return F.avg_pool2d(x_BCHW, 3, stride, 1, count_include_pad=False)
+
+
+class Skip(DirectOperation):
+    """Identity at stride 1, with Dropblock-Identity where the step asks for it."""
+
+    def forward(self, tape: Tape, source: Source, keep: Keep) -> Tensor:
+        return source.x if tape.drop_mask is None else source.x * tape.drop_mask(source.x)
+
+    def backward(
+        self, tape: Tape, source: Source, dy_BHWC: Tensor, gate: float, need_gate: bool
+    ) -> Tensor | None:
+        if tape.drop_mask is not None:
+            dy_BHWC = dy_BHWC * tape.drop_mask(source.x)
+        dgate = torch.mul(dy_BHWC, source.x).sum() if need_gate else None
+        if source.need_x:
+            if source.grad is None:
+                source.add_grad(dy_BHWC * gate)
+            else:
+                source.grad.add_(dy_BHWC, alpha=gate)
+        return dgate
+
+    def plain(self, x_BCHW: Tensor, weights: Sequence[Tensor], stride: int) -> Tensor:
+        return x_BCHW
+
+
+class FactorizedReduce(NormalisedOperation):
+    """ReLU, two 1x1 convolutions of stride 2 (the second shifted by a pixel) joined on channels, BatchNorm."""
+
+    def weight_shapes(self, channels: int, stride: int) -> tuple[Shape, ...]:
+        return ((channels // 2, channels),) * 2
+
+    def forward(self, tape: Tape, source: Source, keep: Keep) -> Tensor:
+        return conv.factorized_reduce(source.relu(), (tape.weights[0], tape.weights[1]))
+
+    def backward(self, tape: Tape, source: Source, dz_BHWC: Tensor) -> None:
+        half = tape.weights[0].shape[0]
+        grads: list[Tensor | None] = [None, None]
+        for index, phase in enumerate(conv.phases_of_reduction(source.relu())):
+            part = dz_BHWC[..., index * half : (index + 1) * half]
+            if tape.need_w:
+                grads[index] = conv.pointwise_weight_grad(part, phase)
+            if source.need_x:
+                target = conv.phases_of_reduction(source.relu_grad_buffer())[index]
+                target.add_(conv.pointwise_input_grad(part, tape.weights[index]))
+        tape.weight_grads = grads
+
+    def plain(self, x_BCHW: Tensor, weights: Sequence[Tensor], stride: int) -> Tensor:
+        return plain_factorized_reduce(x_BCHW, weights)
+
+
+class SkipConnect(Operation):
+    """DARTS' skip_connect: which operation it is depends on the stride."""
+
+    def at(self, stride: int) -> Operation:
+        return Skip() if stride == 1 else FactorizedReduce()
+
+
+class Zero(Operation):
+    """`none`: never run by the cell engine; its plain form costs what the published codes pay for it."""
+
+    def plain(self, x_BCHW: Tensor, weights: Sequence[Tensor], stride: int) -> Tensor:
+        return (x_BCHW if stride == 1 else x_BCHW[:, :, ::stride, ::stride]).mul(0.0)
+
+
+class ModuleOperation(DirectOperation):
+    """Any nn.Module as an operation: run without autograd, run again under it in backward.
+
+    Args:
+        build: makes the module for (channels, stride); called once per place to learn the parameters'
+            shapes and once per stride to compute. BatchNorm inside it is set to batch statistics only,
+            since a second pass must not count twice. Buffers other than BatchNorm's must not change in
+            forward, and a module that draws random numbers is refused its own: use Dropblock-Identity.
+    """
+
+    def __init__(self, build: Callable[[int, int], nn.Module]) -> None:
+        self.build = build
+        self._modules: dict[tuple[int, int], nn.Module] = {}
+
+    def _module(self, channels: int, stride: int) -> nn.Module:
+        place = (channels, stride)
+        if place not in self._modules:
+            module = self.build(channels, stride)
+            for part in module.modules():
+                if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                    part.track_running_stats = False
+                    part.running_mean = part.running_var = part.num_batches_tracked = None
+            self._modules[place] = module
+        return self._modules[place]
+
+    def weight_shapes(self, channels: int, stride: int) -> tuple[Shape, ...]:
+        return tuple(tuple(weight.shape) for weight in self._module(channels, stride).parameters())
+
+    def _call(self, x_BCHW: Tensor, weights: Sequence[Tensor], stride: int) -> Tensor:
+        module = self._module(x_BCHW.shape[1], stride)
+        names = [name for name, _ in module.named_parameters()]
+        return functional_call(module, dict(zip(names, weights, strict=True)), (x_BCHW,))
+
+    def forward(self, tape: Tape, source: Source, keep: Keep) -> Tensor:
+        return conv.bhwc(self._call(conv.bchw(source.x), tape.weights, tape.stride))
+
+    def backward(
+        self, tape: Tape, source: Source, dy_BHWC: Tensor, gate: float, need_gate: bool
+    ) -> Tensor | None:
+        with torch.enable_grad():
+            x = source.x.detach().requires_grad_(source.need_x)
+            weights = [weight.detach().requires_grad_(tape.need_w) for weight in tape.weights]
+            y = conv.bhwc(self._call(conv.bchw(x), weights, tape.stride))
+        dgate = (dy_BHWC * y.detach()).sum() if need_gate else None
+        wanted = [x] * source.need_x + weights * tape.need_w
+        if y.requires_grad and wanted:
+            grads: list[Any] = list(torch.autograd.grad(y, wanted, dy_BHWC * gate))
+            if source.need_x:
+                source.add_grad(grads.pop(0))
+            tape.weight_grads = grads
+        return dgate
+
+    def plain(self, x_BCHW: Tensor, weights: Sequence[Tensor], stride: int) -> Tensor:
+        return self._call(x_BCHW, weights, stride)
+
+
+def plain_norm(x_BCHW: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    """BatchNorm by batch statistics under ordinary autograd."""
+    return F.batch_norm(x_BCHW, None, None, weight, bias, training=True, eps=batchnorm.EPSILON)
+
+
+def plain_factorized_reduce(x_BCHW: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    x_BCHW = torch.relu(x_BCHW)
+    even = F.conv2d(x_BCHW, weights[0][:, :, None, None], stride=2)
+    odd = F.conv2d(x_BCHW[:, :, 1:, 1:], weights[1][:, :, None, None], stride=2)
+    return plain_norm(torch.cat([even, odd], 1))
+
+
+def operation_at(table: Mapping[str, Operation], name: str, stride: int) -> Operation:
+    """The operation `name` of the table on an edge of that stride."""
+    operation = table[name]
+    return operation.at(stride) if isinstance(operation, SkipConnect) else operation
+
+
+DARTS_TABLE: Mapping[str, Operation] = {
+    ZERO: Zero(),
+    "max_pool_3x3": NormalisedPool("max"),
+    "avg_pool_3x3": NormalisedPool("avg"),
+    SKIP: SkipConnect(),
+    "sep_conv_3x3": DepthwiseSeparable(3, 1, 2),
+    "sep_conv_5x5": DepthwiseSeparable(5, 1, 2),
+    "dil_conv_3x3": DepthwiseSeparable(3, 2, 1),
+    "dil_conv_5x5": DepthwiseSeparable(5, 2, 1),
+}
+NASBENCH201_TABLE: Mapping[str, Operation] = {
+    ZERO: Zero(),
+    SKIP: SkipConnect(),
+    "nor_conv_1x1": ReluConv(1),
+    "nor_conv_3x3": ReluConv(3),
+    "avg_pool_3x3": AveragePool(),
+}
+TABLES: Mapping[str, Mapping[str, Operation]] = {"darts": DARTS_TABLE, "nasbench201": NASBENCH201_TABLE}

@@ -1,0 +1,68 @@
+"""A cell's inputs before its edges: ReLU, 1x1 convolution (or FactorizedReduce), BatchNorm without weights.
+
+Shape suffixes: B batch, H height, W width, C channels; maps are NHWC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..kernels.reference import batchnorm, conv
+
+
+def prepare(
+    x_BHWC: Tensor, weights: Sequence[Tensor], stats: batchnorm.Stats | None
+) -> tuple[Tensor, batchnorm.Stats]:
+    """(normalised map, its statistics); given statistics are used again, so a second pass gives the same map.
+
+    One weight [O, C] is a 1x1 convolution, two of [O / 2, C] are a FactorizedReduce.
+    """
+    if len(weights) == 1:
+        z_BHWO = conv.pointwise(torch.relu(x_BHWC), weights[0])
+    else:
+        z_BHWO = conv.factorized_reduce(x_BHWC, (weights[0], weights[1]), relu=True)
+    if stats is None:
+        stats = batchnorm.batch_stats(z_BHWO)
+    return batchnorm.normalize_(z_BHWO, stats), stats
+
+
+def prepare_backward(
+    d_BHWO: Tensor,
+    xhat_BHWO: Tensor,
+    x_BHWC: Tensor,
+    weights: Sequence[Tensor],
+    stats: batchnorm.Stats,
+    *,
+    need_x: bool,
+    need_w: bool,
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """(gradient of the input, gradients of the weights), None where not needed; overwrites d."""
+    dz_BHWO = batchnorm.input_grad_from_xhat_(d_BHWO, xhat_BHWO, stats[1])
+    if len(weights) == 1:
+        return _pointwise_backward(dz_BHWO, x_BHWC, weights[0], None, need_x, need_w)
+    dx_BHWC = torch.zeros_like(x_BHWC) if need_x else None
+    half = weights[0].shape[0]
+    grads: list[Tensor | None] = []
+    for index, phase in enumerate(conv.phases_of_reduction(x_BHWC)):
+        target = None if dx_BHWC is None else conv.phases_of_reduction(dx_BHWC)[index]
+        part = dz_BHWO[..., index * half : (index + 1) * half]
+        grads += _pointwise_backward(part, phase, weights[index], target, need_x, need_w)[1]
+    return dx_BHWC, grads
+
+
+def _pointwise_backward(
+    dz_BHWO: Tensor, x_BHWC: Tensor, w_OC: Tensor, target: Tensor | None, need_x: bool, need_w: bool
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """As above for one 1x1 convolution behind a ReLU; adds into `target` where one is given."""
+    relu = torch.relu(x_BHWC)
+    dw = conv.pointwise_weight_grad(dz_BHWO, relu) if need_w else None
+    if not need_x:
+        return None, [dw]
+    da = conv.pointwise_input_grad(dz_BHWO, w_OC)
+    alive = relu.gt_(0)
+    if target is None:
+        return da.mul_(alive), [dw]
+    return target.addcmul_(da, alive), [dw]
