@@ -1,0 +1,253 @@
+"""From a data set to the batch of step number n.
+
+Shape suffixes: N images of the data set, B of one batch, H rows, W columns, C channels, S side in pixels.
+
+Nothing here has a state that a checkpoint would have to hold: a batch is a function of (seed, stream, step).
+So a search resumes in mid-epoch, and no loader can hand out its first batch again and again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .errors import DataError
+from .images import DataSet
+
+# Black pixels around the image before the random crop (DARTS).
+PADDING = 4
+
+
+def generator(seed: int, *words: str | int) -> torch.Generator:
+    """A CPU generator for one purpose, seeded with the 64-bit BLAKE2b hash of `repr((seed, *words))`.
+
+    torch's CPU generator reads the lower 32 bits of a seed.
+    """
+    text = repr((seed, *words)).encode()
+    digest = hashlib.blake2b(text, digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+
+
+def split_halves(labels: Tensor, *, seed: int, limit: int = 0) -> tuple[Tensor, Tensor]:
+    """Two disjoint halves with equally many images of each class: one for the weights, one for alpha.
+
+    Of a class with an odd number of images one is left out. A half is listed so that every prefix holds the
+    same share of each class, rounded to whole images (Sainte-Lague's rule); `limit` takes such a prefix of both.
+
+    Args:
+        labels: int64 [N].
+        seed: decides which images and their order.
+        limit: images per half, 0 for all.
+
+    Returns:
+        The numbers of the images of the W half and of the alpha half, int64, of equal length.
+
+    Raises:
+        DataError: for a class with a single image.
+    """
+    random = generator(seed, "split")
+    present, counts = labels.unique(return_counts=True)
+    by_class = labels.argsort(stable=True).split(counts.tolist())
+    firsts, seconds, places = [], [], []
+    for label, members in zip(present.tolist(), by_class, strict=True):
+        half = len(members) // 2
+        if half == 0:
+            raise DataError(
+                f"class number {label} cannot be split between the W and alpha halves",
+                got="1 image",
+                allowed="2 or more per class",
+                next="add images to this class, or remove it",
+            )
+        shuffled = members[torch.randperm(len(members), generator=random)]
+        firsts.append(shuffled[:half])
+        seconds.append(shuffled[half : 2 * half])
+        places.append((torch.arange(half, dtype=torch.float64) + 0.5) / half)
+    order = torch.cat(places).argsort(stable=True)
+    count = min(limit, len(order)) if limit else len(order)
+    return torch.cat(firsts)[order[:count]], torch.cat(seconds)[order[:count]]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Images as a network takes them.
+
+    Attributes:
+        images_BCHW: normalised, channels_last, on the CPU, [B, 3, S, S].
+        labels_B: int64 [B].
+        indices_B: their numbers in the data set, int64 [B].
+    """
+
+    images_BCHW: Tensor
+    labels_B: Tensor
+    indices_B: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Epoch:
+    """The order of an epoch, and the augmentation of every image of the data set in it."""
+
+    number: int
+    order: Tensor
+    shifts_N2: Tensor
+    flips_N: Tensor
+    centres_N2: Tensor
+
+
+class Batches:
+    """The batches of one half of a data set, by step number.
+
+    Epoch e = step // per_epoch. Its order is a permutation drawn from (seed, stream, e). An image's crop,
+    flip and cutout are a function of (seed, stream, e, number of the image in the data set): its place in the
+    order does not change them. Augmentation as in DARTS: four black pixels around the image and a random
+    crop, flip left to right with probability 1/2, then a square of zeros after normalisation where cutout is
+    on.
+
+    Args:
+        dataset: where the images are.
+        indices: int64, numbers of the images to use.
+        batch: images per step; what is left over at the end of an epoch is dropped.
+        seed: of the search.
+        stream: a name; two streams of one seed have unrelated orders and augmentations.
+        augment: crop and flip, and cutout where `cutout` > 0.
+        cutout: side of the square in pixels; it may reach over the border.
+        dtype: of the images.
+        prefetch: make the next step's batch in a thread meanwhile; the batches are the same.
+
+    Raises:
+        DataError: for fewer images than a batch.
+    """
+
+    def __init__(
+        self,
+        dataset: DataSet,
+        indices: Tensor,
+        *,
+        batch: int,
+        seed: int,
+        stream: str,
+        augment: bool,
+        cutout: int = 0,
+        dtype: torch.dtype = torch.float32,
+        prefetch: bool = False,
+    ) -> None:
+        if len(indices) < batch:
+            raise DataError(
+                f"half {stream} of {dataset.name} is smaller than a batch",
+                got=f"{len(indices)} images for batch {batch}",
+                allowed=f"a batch of 2 to {len(indices)}",
+                next=f"--batch {max(2, len(indices))}, or more images",
+            )
+        self.dataset, self.indices, self.batch = dataset, indices, batch
+        self.seed, self.stream = seed, stream
+        self.augment, self.cutout, self.dtype = augment, cutout, dtype
+        self.per_epoch = len(indices) // batch
+        self._mean_C = torch.tensor(dataset.statistics.mean, dtype=dtype)
+        self._std_C = torch.tensor(dataset.statistics.std, dtype=dtype)
+        self._latest: _Epoch | None = None
+        self._ahead: tuple[int, Future[Batch]] | None = None
+        self._worker = ThreadPoolExecutor(1, "batches") if prefetch else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the thread; `at` then works without it."""
+        if self._worker is not None:
+            self._worker.shutdown(cancel_futures=True)
+        self._worker, self._ahead = None, None
+
+    def at(self, step: int) -> Batch:
+        """The batch of that step, counted from 0. Calls may come in any order.
+
+        Raises:
+            DataError: for an image that cannot be read, in the call whose batch it belongs to.
+        """
+        ahead, self._ahead = self._ahead, None
+        batch = ahead[1].result() if ahead is not None and ahead[0] == step else self._make(step)
+        if self._worker is not None:
+            self._ahead = (step + 1, self._worker.submit(self._make, step + 1))
+        return batch
+
+    def sequential(self, limit: int = 0) -> Iterator[Batch]:
+        """The images as they are, each once and in the order of `indices`: for evaluation.
+
+        The last batch may be smaller; it is left out if it holds one image, of which BatchNorm cannot take
+        statistics.
+
+        Args:
+            limit: images to use, 0 for all.
+        """
+        indices = self.indices[:limit] if limit else self.indices
+        for indices_B in indices.split(self.batch):
+            if len(indices_B) >= 2:
+                yield self._batch(indices_B, None)
+
+    def _make(self, step: int) -> Batch:
+        assert step >= 0
+        number, place = divmod(step, self.per_epoch)
+        epoch = self._latest
+        if epoch is None or epoch.number != number:
+            epoch = self._latest = self._draw(number)
+        chosen = epoch.order[place * self.batch : (place + 1) * self.batch]
+        return self._batch(self.indices[chosen], epoch if self.augment else None)
+
+    def _draw(self, number: int) -> _Epoch:
+        order = generator(self.seed, self.stream, number, "order")
+        changes = generator(self.seed, self.stream, number, "augmentation")
+        count = len(self.dataset.labels) if self.augment else 0
+        return _Epoch(
+            number,
+            torch.randperm(len(self.indices), generator=order),
+            torch.randint(2 * PADDING + 1, (count, 2), generator=changes, dtype=torch.int16),
+            torch.randint(2, (count,), generator=changes, dtype=torch.uint8).bool(),
+            torch.randint(self.dataset.image, (count, 2), generator=changes, dtype=torch.int16),
+        )
+
+    def _batch(self, indices_B: Tensor, epoch: _Epoch | None) -> Batch:
+        pixels_BHWC = self.dataset.gather(indices_B).permute(0, 2, 3, 1)
+        if epoch is not None:
+            pixels_BHWC = _crop_and_flip(pixels_BHWC, epoch.shifts_N2[indices_B], epoch.flips_N[indices_B])
+        images_BHWC = self._normalise(pixels_BHWC)
+        if epoch is not None and self.cutout:
+            images_BHWC *= _cutout_mask(epoch.centres_N2[indices_B], self.dataset.image, self.cutout)
+        return Batch(images_BHWC.permute(0, 3, 1, 2), self.dataset.labels[indices_B], indices_B)
+
+    def _normalise(self, pixels_BHWC: Tensor) -> Tensor:
+        side = self.dataset.image
+        # Rows of S * C values: a last axis of three alone takes four times as long.
+        rows = pixels_BHWC.reshape(-1, side, side * 3).to(self.dtype)
+        rows.div_(255).sub_(self._mean_C.repeat(side)).div_(self._std_C.repeat(side))
+        return rows.view(-1, side, side, 3)
+
+
+def _crop_and_flip(pixels_BHWC: Tensor, shifts_B2: Tensor, flips_B: Tensor) -> Tensor:
+    """A crop of the padded images from row and column `shifts_B2`, mirrored where `flips_B`; one gather."""
+    batch, side = pixels_BHWC.shape[:2]
+    padded = F.pad(pixels_BHWC, (0, 0, PADDING, PADDING, PADDING, PADDING))
+    width = side + 2 * PADDING
+    line = torch.arange(side)
+    rows_BH = shifts_B2[:, :1] + line
+    columns_BW = shifts_B2[:, 1:] + torch.where(flips_B[:, None], line.flip(0), line)
+    images = torch.arange(batch)[:, None, None]
+    source_BHW = (images * width + rows_BH[:, :, None]) * width + columns_BW[:, None, :]
+    return padded.reshape(-1, 3).index_select(0, source_BHW.view(-1)).view(batch, side, side, 3)
+
+
+def _cutout_mask(centres_B2: Tensor, side: int, cutout: int) -> Tensor:
+    """False in a square of that side around each centre, bool [B, S, S, 1]."""
+    offset_BL2 = torch.arange(side)[None, :, None] - centres_B2[:, None, :] + cutout // 2
+    inside_BL2 = (offset_BL2 >= 0) & (offset_BL2 < cutout)
+    return ~(inside_BL2[:, :, None, :1] & inside_BL2[:, None, :, 1:])

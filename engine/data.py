@@ -1,0 +1,140 @@
+"""Data sets by name: what `--data` takes."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .config import SearchConfig
+from .errors import DataError
+from .images import DataSet, FolderImages, Images, Statistics, channel_statistics, channels_first
+
+MINI = Path(__file__).parent / "assets" / "fashion_mnist_mini.npz"
+FOLDER = "imagefolder:"
+TORCHVISION = {"fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
+NAMES = ("fashion-mnist-mini", *TORCHVISION, f"{FOLDER}DIR")
+
+# As in DARTS' cnn/utils.py (quark0/darts f276dd3).
+CIFAR10_STATISTICS = Statistics((0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768))
+
+Part = Literal["train", "test"]
+
+
+@dataclass(frozen=True, slots=True)
+class Arrays:
+    """A part of a data set as its files hold it: uint8 [N, H, W] or [N, H, W, 3], labels [N], class names."""
+
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+
+
+def load(config: SearchConfig, part: Part = "train") -> DataSet:
+    """The images that `config.data` names, fitted to `config.image`.
+
+    The statistics are those of the training images for both parts: DARTS' figures for cifar10, computed for
+    the others. Where DIR/train exists, a folder's parts are DIR/train and DIR/val; else DIR is the training
+    part.
+
+    Raises:
+        DataError: for an unknown name, missing or damaged files, or a folder tree without classes or images.
+    """
+    name = config.data
+    if name.startswith(FOLDER):
+        return _folder(name, part, config.image)
+    if name != "fashion-mnist-mini" and name not in TORCHVISION:
+        raise _unknown(name)
+    train = _arrays(config, "train")
+    statistics = CIFAR10_STATISTICS if name == "cifar10" else channel_statistics(channels_first(train.pixels))
+    wanted = train if part == "train" else _arrays(config, part)
+    return Images.of(
+        name, wanted.pixels, wanted.labels, wanted.classes, image=config.image, statistics=statistics
+    )
+
+
+def _unknown(name: str) -> DataError:
+    near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.4)
+    if Path(name).is_dir():
+        near = [f"{FOLDER}{name}"]
+    return DataError(
+        "unknown data set",
+        got=repr(name),
+        allowed=", ".join(NAMES),
+        next=f"--data {near[0] if near else NAMES[0]}",
+    )
+
+
+def _folder(name: str, part: Part, image: int) -> FolderImages:
+    root = Path(name.removeprefix(FOLDER)).expanduser()
+    if name == FOLDER:
+        raise DataError(
+            "imagefolder names no folder",
+            got=repr(name),
+            allowed=f"{FOLDER}DIR",
+            next=f"--data {FOLDER}photos",
+        )
+    split = (root / "train").is_dir()
+    train = FolderImages(name, root / "train" if split else root, image=image)
+    if part == "train":
+        return train
+    if not split:
+        raise DataError(
+            f"{root} has no test part",
+            got="class folders only",
+            allowed="DIR/train and DIR/val",
+            next=f"move some images of each class to {root / 'val'}, the others to {root / 'train'}",
+        )
+    test = FolderImages(name, root / "val", image=image, statistics=train.statistics)
+    if test.classes != train.classes:
+        odd = sorted(set(test.classes) ^ set(train.classes))
+        raise DataError(
+            f"{root} has other classes in train than in val",
+            got=f"{', '.join(odd[:3])} in one of them",
+            allowed="the same class folders",
+            next="mend the folder tree",
+        )
+    return test
+
+
+def _arrays(config: SearchConfig, part: Part) -> Arrays:
+    if config.data in TORCHVISION:
+        return _torchvision(config, part)
+    with np.load(MINI, allow_pickle=False) as file:
+        return Arrays(
+            file[f"{part}_images"], file[f"{part}_labels"].astype(np.int64), tuple(file["classes"].tolist())
+        )
+
+
+def _torchvision(config: SearchConfig, part: Part) -> Arrays:
+    # Importing torchvision costs about a second, which the embedded data should not pay.
+    from torchvision import datasets
+
+    kind = getattr(datasets, TORCHVISION[config.data])
+    root = Path(config.data_root).expanduser()
+    try:
+        return from_torchvision(kind(root, train=part == "train", download=config.download))
+    # All that torchvision 0.29 raises for files that are missing, cut off or of another kind.
+    except (RuntimeError, OSError, EOFError, ValueError, TypeError, KeyError, AssertionError) as error:
+        missing = "not found" in str(error)
+        if config.download:
+            advice = f"check the network, or put torchvision's files into {root} by hand"
+        elif missing:
+            advice = f"--download, or set data_root to the folder that holds torchvision's {kind.__name__}"
+        else:
+            advice = f"remove {root / kind.__name__} and use --download"
+        raise DataError(
+            f"cannot read {config.data} in {root}",
+            got=str(error) or type(error).__name__,
+            allowed="the files as torchvision lays them out",
+            next=advice,
+        ) from None
+
+
+def from_torchvision(source: Any) -> Arrays:
+    """The whole content of one of torchvision's in-memory data sets (attributes data, targets, classes)."""
+    return Arrays(np.asarray(source.data), np.asarray(source.targets, dtype=np.int64), tuple(source.classes))
