@@ -141,7 +141,13 @@ def _mask_by_relu_(grad: Tensor, relu: Tensor) -> Tensor:
 
 
 class Operation:
-    """One candidate operation; stateless, so one object serves all edges."""
+    """One candidate operation; stateless, so one object serves all edges.
+
+    Attributes:
+        is_identity: whether Dropblock-Identity applies to it.
+    """
+
+    is_identity = False
 
     def weight_shapes(self, channels: int, stride: int) -> tuple[Shape, ...]:
         """Shapes of the parameters for a map of `channels` channels."""
@@ -330,6 +336,8 @@ class AveragePool(DirectOperation):
 
 class Skip(DirectOperation):
     """Identity at stride 1, with Dropblock-Identity where the step asks for it."""
+
+    is_identity = True
 
     def forward(self, tape: Tape, source: Source, keep: Keep) -> Tensor:
         return source.x if tape.drop_mask is None else source.x * tape.drop_mask(source.x)

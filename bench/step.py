@@ -1,0 +1,124 @@
+"""One search step of any method, policy and layout on random data, for anybody's profiler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..engine.config import SearchConfig, build
+from ..engine.errors import ConfigError
+from ..engine.sampler import Sampler
+from ..engine.space import space_named
+from ..engine.steps import Learner, Moment
+from ..engine.supernet import SuperNet
+
+IMPLEMENTATIONS = ("auto", "reference")
+
+
+@dataclass(slots=True)
+class Step:
+    """A search that takes the same kind of step again and again, each with a new draw.
+
+    Attributes:
+        config, net, sampler, learner: the parts, for inspection.
+    """
+
+    config: SearchConfig
+    net: SuperNet
+    sampler: Sampler
+    learner: Learner
+    images_BCHW: Tensor
+    labels_B: Tensor
+    tau: float
+    number: int = 0
+
+    def _moment(self) -> Moment:
+        return Moment(self.number, self.tau, self.config.lr, drop_rate=0.0, guided=False)
+
+    def forward(self) -> Tensor:
+        """Mean cross-entropy [] of one draw's networks with everything that backward would need, no update."""
+        sample = self.sampler.draw(2 * self.number + 1, self.tau, grad=self.learner.all_gradients)
+        losses = [F.cross_entropy(self.net(self.images_BCHW, paths), self.labels_B) for paths in sample.networks]
+        return torch.stack(losses).mean()
+
+    def alpha_step(self) -> None:
+        self.learner.alpha_step(self.images_BCHW, self.labels_B, self._moment())
+
+    def weight_step(self) -> None:
+        self.learner.weight_step(self.images_BCHW, self.labels_B, self._moment())
+
+    def step(self) -> None:
+        """One alpha step and one W step, optimizers included."""
+        self.alpha_step()
+        self.weight_step()
+        self.number += 1
+
+
+def build_step(
+    *,
+    method: str = "msg",
+    space: str = "darts",
+    stem: str = "cifar",
+    channels: int = 16,
+    layers: int = 8,
+    batch: int = 16,
+    image: int = 32,
+    classes: int = 10,
+    k: int = 2,
+    mode: str = "union",
+    policy: str = "min",
+    layout: str = "nhwc",
+    impl: str = "auto",
+    device: str = "cpu",
+    dtype: str = "float32",
+    seed: int = 0,
+    gradients: str = "auto",
+) -> Step:
+    """A search step on random images.
+
+    Args:
+        method: msg, darts or gdas; the latter two fix k and mode.
+        mode: union or subgraphs (sequential).
+        policy: all, bn, nodes, min (or one per cell), or autograd: the plain path.
+        layout: of the plain path, nchw or nhwc.
+        impl: auto or reference, both plain PyTorch.
+        gradients: `lazy` computes what a step uses; `all` also what it throws away, as the published DARTS
+            code does; `auto` is `all` for the plain path and `lazy` for the engine.
+
+    Raises:
+        ConfigError: for a value or combination that no search can run with.
+    """
+    if impl not in IMPLEMENTATIONS:
+        raise ConfigError("unknown implementation", got=impl, allowed=", ".join(IMPLEMENTATIONS), next='impl="auto"')
+    if gradients not in ("auto", "lazy", "all"):
+        raise ConfigError("unknown gradients", got=gradients, allowed="auto, lazy, all", next='gradients="auto"')
+    base = {
+        "recipe": "bench", "method": method, "space": space, "stem": stem, "channels": channels, "layers": layers,
+        "image": image, "batch": batch, "k": k, "mode": mode, "policy": policy, "layout": layout,
+        "device": device, "dtype": dtype, "seed": seed, "dbi": "off", "teacher": "none",
+    }  # fmt: skip
+    config = build(base, {})
+    torch_dtype = getattr(torch, config.dtype)
+    net = SuperNet(
+        space_named(space),
+        channels=channels,
+        layers=layers,
+        stem=config.stem,
+        classes=classes,
+        policy=config.policies if policy != "autograd" else ("autograd",),
+        layout=layout,
+        seed=seed,
+        dtype=torch_dtype,
+    ).to(device)
+    sampler = Sampler(space_named(space), config).to(device)
+    all_gradients = gradients == "all" or (gradients == "auto" and policy == "autograd")
+    learner = Learner(config, net, sampler, all_gradients=all_gradients)
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(batch, 3, image, image, generator=generator).to(torch_dtype)
+    memory = torch.contiguous_format if layout == "nchw" else torch.channels_last
+    images = images.contiguous(memory_format=memory).to(device)
+    labels = torch.randint(0, classes, (batch,), generator=generator).to(device)
+    return Step(config, net, sampler, learner, images, labels, tau=1.0)

@@ -1,0 +1,69 @@
+"""The same network under ordinary autograd: the oracle of the engine's tests and the honest baseline.
+
+Shape suffixes: B batch, C channels, H height, W width; maps are NCHW in shape, in any memory format. Every
+operation is weighted and summed as the published DARTS code does it, `none` included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .cell import CellCall
+from .ops import Operation, plain_factorized_reduce, plain_norm
+from .space import StemSpec
+
+# (row of the edge, column of the gate, operation, weights)
+PlainBranch = tuple[int, int, Operation, Sequence[Tensor]]
+
+
+def plain_stem(spec: StemSpec, x_BCHW: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """Convolutions with BatchNorm, joined by ReLU."""
+    for number, conv_spec in enumerate(spec.convs):
+        if number or spec.relu_first:
+            x_BCHW = torch.relu(x_BCHW)
+        w, weight, bias = parameters[3 * number : 3 * number + 3]
+        x_BCHW = plain_norm(F.conv2d(x_BCHW, w, None, conv_spec.stride, 1), weight, bias)
+    return x_BCHW
+
+
+def plain_prepare(x_BCHW: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    if len(weights) == 2:
+        return plain_factorized_reduce(x_BCHW, weights)
+    return plain_norm(F.conv2d(torch.relu(x_BCHW), weights[0][:, :, None, None]))
+
+
+def plain_cell(
+    call: CellCall, branches: Sequence[PlainBranch], gates_EO: Tensor, tensors: Sequence[Tensor]
+) -> Tensor:
+    """A cell's output; `tensors` are inputs and weights as CellFunction takes them."""
+    spec = call.layer.spec
+    inputs, weights = tensors[: spec.inputs], tensors[spec.inputs :]
+    states = list(inputs)
+    if call.preprocess:
+        states = [plain_prepare(x, weights[place]) for x, place in zip(inputs, call.preprocess, strict=True)]
+    for node in range(spec.inputs, spec.num_states):
+        terms = []
+        for row, column, operation, op_weights in branches:
+            edge = spec.edges[row]
+            if edge.target != node:
+                continue
+            y = operation.plain(states[edge.source], op_weights, edge.stride)
+            if call.drop is not None and operation.is_identity:
+                mask = call.drop.mask(states[edge.source].permute(0, 2, 3, 1), call.index, row)
+                y = y * mask.permute(0, 3, 1, 2)
+            terms.append(gates_EO[row, column] * y)
+        states.append(sum(terms[1:], terms[0]))
+    return torch.cat([states[node] for node in spec.concat], 1)
+
+
+def plain_residual(
+    x_BCHW: Tensor, first: Tensor, second: Tensor, shortcut: Tensor
+) -> Tensor:
+    """NAS-Bench-201's reduction: two ReLU-3x3-BN, the first of stride 2, plus 2x2 mean and 1x1."""
+    y = plain_norm(F.conv2d(torch.relu(x_BCHW), first, None, 2, 1))
+    y = plain_norm(F.conv2d(torch.relu(y), second, None, 1, 1))
+    return y + F.conv2d(F.avg_pool2d(x_BCHW, 2, 2), shortcut)

@@ -1,0 +1,34 @@
+"""What changes from epoch to epoch, as functions of the epoch."""
+
+from __future__ import annotations
+
+import math
+
+from .config import SearchConfig
+
+
+def temperature(config: SearchConfig, epoch: int) -> float:
+    """tau, linear from tau_max in the first epoch to tau_min in the last (GDAS)."""
+    if config.epochs == 1:
+        return config.tau_max
+    return config.tau_max - (config.tau_max - config.tau_min) * epoch / (config.epochs - 1)
+
+
+def learning_rate(config: SearchConfig, epoch: int) -> float:
+    """SGD's learning rate, a half cosine from lr towards lr_min (DARTS)."""
+    return config.lr_min + 0.5 * (config.lr - config.lr_min) * (1 + math.cos(math.pi * epoch / config.epochs))
+
+
+def drop_rate(config: SearchConfig, epoch: int) -> float:
+    """Rate of Dropblock-Identity, linear to 0 (ours; DropBlock and P-DARTS decay theirs too)."""
+    return 0.0 if config.dbi == "off" else config.dbi_rate * (1 - epoch / config.epochs)
+
+
+def alpha_trains(config: SearchConfig, epoch: int) -> bool:
+    """Whether alpha is updated in this epoch: not in the warm-up (PC-DARTS)."""
+    return epoch >= config.warmup
+
+
+def guidance_active(config: SearchConfig, epoch: int) -> bool:
+    """Whether super-net guidance may act in this epoch."""
+    return epoch >= config.teacher_start * config.epochs

@@ -1,0 +1,227 @@
+"""The super-net: every operation's weights, and a forward pass that runs the sampled ones only.
+
+Shape suffixes: B batch, C channels, H height, W width, E edges, O operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .autograd_net import PlainBranch, plain_cell, plain_residual, plain_stem
+from .cell import Branch, CellCall, CellFunction
+from .ops import TABLES, Drop, Operation, plain_norm, operation_at
+from .recompute import RecomputeFunction
+from .sampler import CellPaths, Paths
+from .space import ZERO, CellLayer, ResidualLayer, SearchSpace, StemKind, StemSpec, search_skeleton
+from .stem import StemFunction
+
+Weights = tuple[nn.Parameter, ...]
+
+
+class SuperNet(nn.Module):
+    """Weights of all operations in all cells.
+
+    Args:
+        space, channels, layers, stem: see `search_skeleton`.
+        classes: of the classifier.
+        policy: activation policy of each cell (`all`, `bn`, `nodes`, `min`), or `autograd` once for the
+            plain path. The stems keep their maps where the first cell's policy is `all` or `bn`.
+        layout: memory format of the plain path; the engine is always channels_last.
+        operations: what runs under each operation's name; the space's own table by default. An
+            `ops.ModuleOperation` makes any nn.Module a candidate.
+        seed: of the weights (uniform in +-1/sqrt(fan_in), torch's default for convolutions).
+        dtype: fp32 or fp64.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        *,
+        channels: int,
+        layers: int,
+        stem: StemKind = "cifar",
+        classes: int,
+        policy: Sequence[str] = ("min",),
+        layout: str = "nhwc",
+        operations: Mapping[str, Operation] | None = None,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.space = space
+        self.skeleton = search_skeleton(space, channels=channels, layers=layers, stem=stem)
+        self.operations = TABLES[space.name] if operations is None else operations
+        self.plain = tuple(policy) == ("autograd",)
+        self.policies = tuple(policy) * layers if len(policy) == 1 else tuple(policy)
+        self.layout = layout
+        make = _ParameterMaker(seed, dtype)
+        self.stems = nn.ModuleList(_stem_parameters(make, spec) for spec in self.skeleton.stems)
+        self.layers = nn.ModuleList(self._layer_parameters(make, layer) for layer in self.skeleton.layers)
+        self.norm = make.norm(self.skeleton.channels_out) if self.skeleton.norm_head else None
+        self.classifier = nn.Linear(self.skeleton.channels_out, classes, dtype=dtype)
+        with torch.no_grad():
+            self.classifier.weight.copy_(make.uniform(classes, self.skeleton.channels_out))
+            self.classifier.bias.zero_()
+        self._edge_weights = [self._weights_by_edge(layer) for layer in self.layers]
+
+    def _layer_parameters(self, make: _ParameterMaker, layer: CellLayer | ResidualLayer) -> nn.Module:
+        if isinstance(layer, ResidualLayer):
+            c_in, c = layer.channels_in, layer.channels
+            return nn.ParameterList([make.uniform(c, c_in, 3, 3), make.uniform(c, c, 3, 3), make.uniform(c, c_in, 1, 1)])
+        preprocess = nn.ModuleList()
+        for number, c_in in enumerate(layer.channels_in if layer.spec.preprocess else ()):
+            halves = 2 if number == 0 and layer.reduced_before else 1
+            preprocess.append(nn.ParameterList(make.uniform(layer.channels // halves, c_in) for _ in range(halves)))
+        edges = nn.ModuleList(
+            nn.ModuleDict(
+                {
+                    name: nn.ParameterList(
+                        make.uniform(*shape)
+                        for shape in operation_at(self.operations, name, edge.stride).weight_shapes(
+                            layer.channels, edge.stride
+                        )
+                    )
+                    for name in self.space.operations
+                }
+            )
+            for edge in layer.spec.edges
+        )
+        return nn.ModuleDict({"preprocess": preprocess, "edges": edges})
+
+    def _weights_by_edge(self, layer: nn.Module) -> list[list[Weights]]:
+        """The parameters of each edge and operation as plain tuples: looking them up by name is slow."""
+        if not isinstance(layer, nn.ModuleDict):
+            return []
+        return [[tuple(edge[name]) for name in self.space.operations] for edge in layer["edges"]]
+
+    def forward(self, images_BCHW: Tensor, paths: Paths, drop: Drop | None = None) -> Tensor:
+        """Logits [B, classes] of one network.
+
+        Args:
+            images_BCHW: normalised images in the weights' dtype; channels_last costs no copy.
+            paths: operations and gates by cell type, of one network of a Sample.
+            drop: Dropblock-Identity, for training passes.
+        """
+        x = self._enter(images_BCHW)
+        outputs = []
+        for spec, parameters in zip(self.skeleton.stems, self.stems, strict=True):
+            x = self._stem(spec, x, tuple(parameters))
+            outputs.append(x)
+        before, last = outputs[0], outputs[-1]
+        cell = 0
+        for number, layer in enumerate(self.skeleton.layers):
+            if isinstance(layer, ResidualLayer):
+                last = self._residual(last, tuple(self.layers[number]))
+                continue
+            inputs = (before, last)[-layer.spec.inputs :]
+            out = self._cell(number, cell, layer, inputs, paths[layer.spec.kind], drop)
+            before, last, cell = last, out, cell + 1
+        return self._head(last)
+
+    def _enter(self, images_BCHW: Tensor) -> Tensor:
+        if not self.plain:
+            return images_BCHW.permute(0, 2, 3, 1).contiguous()
+        memory = torch.contiguous_format if self.layout == "nchw" else torch.channels_last
+        return images_BCHW.contiguous(memory_format=memory)
+
+    def _stem(self, spec: StemSpec, x: Tensor, parameters: Weights) -> Tensor:
+        if self.plain:
+            return plain_stem(spec, x, parameters)
+        return StemFunction.apply(spec, self.policies[0] in ("all", "bn"), x, *parameters)
+
+    def _residual(self, x: Tensor, weights: Weights) -> Tensor:
+        if self.plain:
+            return plain_residual(x, *weights)
+        return RecomputeFunction.apply(plain_residual, x.permute(0, 3, 1, 2), *weights).permute(0, 2, 3, 1)
+
+    def _head(self, x: Tensor) -> Tensor:
+        if self.norm is not None:
+            x_BCHW = x if self.plain else x.permute(0, 3, 1, 2)
+            return self.classifier(F.relu(plain_norm(x_BCHW, *self.norm)).mean((2, 3)))
+        return self.classifier(x.mean((2, 3) if self.plain else (1, 2)))
+
+    def _cell(
+        self, number: int, cell: int, layer: CellLayer, inputs: Sequence[Tensor], paths: CellPaths, drop: Drop | None
+    ) -> Tensor:
+        weights: list[Tensor] = []
+
+        def place(tensors: Sequence[Tensor]) -> slice:
+            start = len(weights)
+            weights.extend(tensors)
+            return slice(start, len(weights))
+
+        parameters: Any = self.layers[number]
+        preprocess = tuple(place(tuple(group)) for group in parameters["preprocess"])
+        branches: list[Branch] = []
+        shadows: list[Branch] = []
+        plain: list[PlainBranch] = []
+        edge_weights = self._edge_weights[number]
+        for row, columns in enumerate(paths.operations):
+            edge = layer.spec.edges[row]
+            for column, name in enumerate(self.space.operations):
+                sampled = column in columns
+                if not sampled and (name == ZERO or not paths.shadows):
+                    continue
+                operation = operation_at(self.operations, name, edge.stride)
+                if sampled and self.plain:
+                    plain.append((row, column, operation, edge_weights[row][column]))
+                elif sampled and name != ZERO:
+                    branches.append(Branch(row, column, edge, operation, place(edge_weights[row][column])))
+                elif not sampled:
+                    frozen = [weight.detach() for weight in edge_weights[row][column]]
+                    shadows.append(Branch(row, column, edge, operation, place(frozen)))
+        # Without autograd nothing is saved; a policy that keeps maps would only hold them for longer.
+        policy = self.policies[cell] if torch.is_grad_enabled() and not self.plain else "min"
+        call = CellCall(layer, cell, tuple(branches), tuple(shadows), preprocess, policy, drop)
+        gates_EO = paths.gates_EO.to(inputs[0].dtype)
+        if self.plain:
+            return plain_cell(call, plain, gates_EO, (*inputs, *weights))
+        return CellFunction.apply(call, gates_EO, *inputs, *weights)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """No weight gradients inside: a step on alpha computes none and needs fewer maps."""
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in trained:
+                parameter.requires_grad_(True)
+
+
+class _ParameterMaker:
+    """Parameters in a fixed order from one seed, the same numbers in every dtype."""
+
+    def __init__(self, seed: int, dtype: torch.dtype) -> None:
+        self.generator, self.dtype = torch.Generator().manual_seed(seed), dtype
+
+    def uniform(self, *shape: int) -> nn.Parameter:
+        fan_in = 1
+        for side in shape[1:]:
+            fan_in *= side
+        bound = max(1, fan_in) ** -0.5
+        values = torch.rand(shape, generator=self.generator, dtype=torch.float64)
+        return nn.Parameter(((2 * values - 1) * bound).to(self.dtype))
+
+    def norm(self, channels: int) -> nn.ParameterList:
+        return nn.ParameterList(
+            [
+                nn.Parameter(torch.ones(channels, dtype=self.dtype)),
+                nn.Parameter(torch.zeros(channels, dtype=self.dtype)),
+            ]
+        )
+
+
+def _stem_parameters(make: _ParameterMaker, spec: StemSpec) -> nn.ParameterList:
+    parameters: list[nn.Parameter] = []
+    for conv_spec in spec.convs:
+        parameters += [make.uniform(conv_spec.channels, conv_spec.channels_in, 3, 3), *make.norm(conv_spec.channels)]
+    return nn.ParameterList(parameters)
