@@ -40,7 +40,8 @@ def split_halves(labels: Tensor, *, seed: int, limit: int = 0) -> tuple[Tensor, 
     """Two disjoint halves with equally many images of each class: one for the weights, one for alpha.
 
     Of a class with an odd number of images one is left out. A half is listed so that every prefix holds the
-    same share of each class, rounded to whole images (Sainte-Lague's rule); `limit` takes such a prefix of both.
+    same share of each class, rounded to whole images (Sainte-Lague's rule); `limit` takes such a prefix of
+    both.
 
     Args:
         labels: int64 [N].

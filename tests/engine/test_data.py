@@ -110,6 +110,17 @@ def test_a_photograph_is_resized_and_cropped_in_the_centre(tree: Path) -> None:
     assert torch.allclose(image[0].mean(), torch.tensor(100.0).double(), atol=4)
 
 
+def test_a_sixteenth_is_lost_at_each_border(tmp_path: Path) -> None:
+    """A ramp of 4 levels per pixel over 40 pixels: 32 pixels look at the middle 35."""
+    ramp = np.broadcast_to(np.arange(40, dtype=np.uint8) * 4, (40, 40))
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(ramp.copy()).save(tmp_path / name / "1.png")
+    row = FolderImages("ramps", tmp_path, image=32).gather(torch.tensor([0]))[0, 0, 16].numpy()
+    centres = 2.5 + (np.arange(32) + 0.5) * 35 / 32 - 0.5
+    np.testing.assert_allclose(row, 4 * centres, atol=1)
+
+
 def test_exif_orientation_gray_and_16_bit_files(tmp_path: Path) -> None:
     upright = Image.Exif()
     upright[274] = 6
