@@ -260,7 +260,8 @@ def search_skeleton(space: SearchSpace, *, channels: int, layers: int, stem: Ste
         if stem != "cifar":
             raise ConfigError(f"space {space.name} has one stem", got=stem, allowed="cifar", next="--stem cifar")
         return _nasbench201_skeleton(space.cells[0], channels, layers)
-    return _darts_skeleton(*space.cells, channels, layers, stem, stem_channels=3 * channels)
+    normal, reduce = space.cells
+    return _darts_skeleton(normal, reduce, channels, layers, stem, stem_channels=3 * channels)
 
 
 def derived_skeleton(

@@ -1,0 +1,74 @@
+"""Small networks and losses for the engine's tests."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from msgdas.engine.ops import Drop
+from msgdas.engine.recipes import demo
+from msgdas.engine.sampler import Sampler
+from msgdas.engine.space import space_named
+from msgdas.engine.supernet import SuperNet
+from torch import Tensor
+
+
+def sampler_of(space: str = "darts", *, dtype: torch.dtype = torch.float64, **overrides: object) -> Sampler:
+    """A sampler with alpha spread out, so that its softmax is far from uniform."""
+    sizes = {"layers": 3, "image": 32, "channels": 4}
+    sampler = Sampler(space_named(space), demo(space=space, **{**sizes, **overrides})).to(dtype)
+    with torch.no_grad():
+        for alpha in sampler.alpha.values():
+            alpha.mul_(1000)
+    return sampler
+
+
+def gradients(
+    sampler: Sampler,
+    policy: str,
+    *,
+    stem: str = "cifar",
+    channels: int = 4,
+    layers: int = 3,
+    image: int = 16,
+    batch: int = 3,
+    step: int = 1,
+    tau: float = 1.3,
+    weights: bool = True,
+    alpha: bool = True,
+    drop: Drop | None = None,
+    dtype: torch.dtype = torch.float64,
+    **net_options: object,
+) -> tuple[float, dict[str, Tensor | None]]:
+    """(loss, gradient by parameter name) of all networks of one draw; alpha's names start with "alpha."."""
+    net = SuperNet(
+        sampler.space, channels=channels, layers=layers, stem=stem, classes=5, policy=policy.split(","), dtype=dtype,
+        **net_options,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, 3, image, image, generator=generator, dtype=torch.float64).to(dtype)
+    y = torch.randint(0, 5, (batch,), generator=generator)
+    sampler.zero_grad()
+    sample = sampler.draw(step, tau, grad=alpha)
+    with nullcontext() if weights else net.frozen():
+        losses = [F.cross_entropy(net(x, paths, drop), y) for paths in sample.networks]
+        torch.stack(losses).mean().backward()
+    grads = {name: parameter.grad for name, parameter in net.named_parameters()}
+    grads |= {f"alpha.{kind}": parameter.grad for kind, parameter in sampler.alpha.items()}
+    mean_loss = torch.stack(losses).detach().mean().item()
+    return mean_loss, {name: None if g is None else g.clone() for name, g in grads.items()}
+
+
+def worst_error(ours: dict[str, Tensor | None], oracle: dict[str, Tensor | None]) -> float:
+    """The largest relative error of a tensor; a gradient that only one side has counts as 1 unless it is zero."""
+    worst = 0.0
+    for name, expected in oracle.items():
+        got = ours[name]
+        if expected is None or got is None:
+            present = expected if got is None else got
+            worst = max(worst, 0.0 if present is None or not present.abs().max() else 1.0)
+            continue
+        norm = expected.norm().item()
+        worst = max(worst, (got - expected).norm().item() / (norm if norm > 1e-12 else 1.0))
+    return worst
