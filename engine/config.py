@@ -35,12 +35,15 @@ class SearchConfig:
     recipe: str = key("custom", "name of the recipe this started from", flag=False)
 
     space: str = key("darts", "search space: darts or nasbench201")
-    stem: Literal["cifar", "imagenet"] = key("cifar", "cifar keeps the image's side, imagenet divides it by 8")
+    stem: Literal["cifar", "imagenet"] = key(
+        "cifar", "cifar keeps the image's side, imagenet divides it by 8"
+    )
     channels: int = key(16, "channels C of a node in the first cell (DARTS: 16)")
     layers: int = key(8, "number of searched cells (DARTS: 8)")
 
     data: str = key(
-        "fashion-mnist-mini", "fashion-mnist-mini (embedded), fashion-mnist, cifar10, cifar100, imagefolder:DIR"
+        "fashion-mnist-mini",
+        "fashion-mnist-mini (embedded), fashion-mnist, cifar10, cifar100, imagefolder:DIR",
     )
     data_root: str = key("data", "folder that holds the data sets, laid out as torchvision does", flag=False)
     download: bool = key(False, "let torchvision download the data set into data_root")
@@ -55,17 +58,22 @@ class SearchConfig:
         "subgraphs", "K exclusive single-path networks, or one network that keeps K operations per edge"
     )
     execution: Literal["sequential", "co-resident"] = key(
-        "sequential", "sub-graphs one after the other (memory of one), or together (ours)"
+        "sequential", "sub-graphs one after the other (memory of one), or together (ours)", flag=False
     )
     assign: Literal["rank", "shuffle"] = key(
-        "rank", "sub-graph k takes each edge's k-th ranked operation, or a random one of the K (ours)", flag=False
+        "rank",
+        "sub-graph k takes each edge's k-th ranked operation, or a random one of the K (ours)",
+        flag=False,
     )
     noise: bool = key(True, "Gumbel noise on the logits", flag=False)
     relaxation: Literal["masked", "shared", "soft"] = key(
-        "masked", "softmax without the ranks already taken, over all, or Xie and Ermon's soft top-k"
+        "masked",
+        "softmax without the ranks already taken, over all, or Xie and Ermon's soft top-k",
+        flag=False,
     )
     gate: Literal["sampled", "recompute", "restricted", "score"] = key(
-        "sampled", "estimator of alpha's gradient: sampled paths, all paths by recompute, restricted softmax, score"
+        "sampled",
+        "estimator of alpha's gradient: sampled paths, all paths by recompute, restricted softmax, score",
     )
     tau_max: float = key(10.0, "temperature of the first epoch (GDAS: 10)", flag=False)
     tau_min: float = key(0.1, "temperature of the last epoch, linear between (GDAS: 0.1)", flag=False)
@@ -73,24 +81,30 @@ class SearchConfig:
     dbi: Literal["dropblock", "dropout", "off"] = key(
         "dropblock", "Dropblock-Identity on stride-1 skip-connects: blocks, single values, or off"
     )
-    dbi_rate: float = key(0.3, "drop rate of the first epoch, linear to 0 (ours; P-DARTS: 0.1 to 0.7)")
+    dbi_rate: float = key(
+        0.3, "drop rate of the first epoch, linear to 0 (ours; P-DARTS: 0.1 to 0.7)", flag=False
+    )
     teacher: Literal["auto", "none", "supernet", "ensemble", "ema"] = key(
         "auto", "super-net guidance; auto is ensemble for two or more sub-graphs, else none (ours)"
     )
     teacher_weight: float = key(0.5, "lambda, the share of the distillation loss (ours)", flag=False)
     teacher_temperature: float = key(1.0, "T of the distillation (US-Nets: 1)", flag=False)
-    teacher_start: float = key(0.2, "share of the epochs before guidance begins (ours; Cream: 20 of 120)", flag=False)
+    teacher_start: float = key(
+        0.2, "share of the epochs before guidance begins (ours; Cream: 20 of 120)", flag=False
+    )
     teacher_decay: float = key(0.999, "decay of the EMA teacher's weights (ours)", flag=False)
 
     epochs: int = key(50, "epochs over the W half (DARTS: 50)")
     warmup: int = key(15, "epochs without alpha steps (PC-DARTS: 15 of 50)")
     batch: int = key(64, "images per step, W and alpha each (DARTS: 64)")
-    lr: float = key(0.025, "SGD's first learning rate, cosine to lr_min (DARTS: 0.025)")
+    lr: float = key(0.025, "SGD's first learning rate, cosine to lr_min (DARTS: 0.025)", flag=False)
     lr_min: float = key(0.001, "SGD's last learning rate (DARTS: 0.001)", flag=False)
     momentum: float = key(0.9, "SGD's momentum (DARTS: 0.9)", flag=False)
-    weight_decay: float = key(3e-4, "SGD's weight decay, on the weights that got a gradient (DARTS: 3e-4)", flag=False)
+    weight_decay: float = key(
+        3e-4, "SGD's weight decay, on the weights that got a gradient (DARTS: 3e-4)", flag=False
+    )
     clip: float = key(5.0, "largest norm of the weights' gradient (DARTS: 5)", flag=False)
-    alpha_lr: float = key(3e-4, "Adam's learning rate on alpha (DARTS: 3e-4)")
+    alpha_lr: float = key(3e-4, "Adam's learning rate on alpha (DARTS: 3e-4)", flag=False)
     alpha_weight_decay: float = key(1e-3, "Adam's weight decay on alpha (DARTS: 1e-3)", flag=False)
 
     policy: str = key("min", "kept activations: all, bn, nodes or min; one, or one per cell joined by commas")
@@ -184,7 +198,10 @@ def _check_policies(config: SearchConfig) -> None:
     unknown = [policy for policy in config.policies if policy not in POLICIES]
     if unknown:
         raise ConfigError(
-            "unknown activation policy", got=unknown[0], allowed=", ".join((*POLICIES, "autograd")), next="--policy min"
+            "unknown activation policy",
+            got=unknown[0],
+            allowed=", ".join((*POLICIES, "autograd")),
+            next="--policy min",
         )
     if len(config.policies) != config.layers:
         raise ConfigError(
@@ -197,7 +214,9 @@ def _check_policies(config: SearchConfig) -> None:
 
 def _check_combinations(config: SearchConfig) -> None:
     if config.device not in ("auto", "cpu") and not config.device.startswith("cuda"):
-        raise ConfigError("unknown device", got=config.device, allowed="auto, cpu, cuda, cuda:N", next="--device auto")
+        raise ConfigError(
+            "unknown device", got=config.device, allowed="auto, cpu, cuda, cuda:N", next="--device auto"
+        )
     if config.teacher == "ensemble" and (config.mode == "union" or config.k == 1):
         raise ConfigError(
             "the ensemble teacher averages two or more sub-graphs",
@@ -302,10 +321,15 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError(
-            f"cannot read the configuration {path}", got=error.strerror, allowed="a TOML file", next="msgdas search demo"
+            f"cannot read the configuration {path}",
+            got=error.strerror,
+            allowed="a TOML file",
+            next="msgdas search demo",
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML", got=str(error), allowed="key = value lines", next="mend that line") from None
+        raise ConfigError(
+            f"{path} is not TOML", got=str(error), allowed="key = value lines", next="mend that line"
+        ) from None
 
 
 def from_json(text: str) -> SearchConfig:

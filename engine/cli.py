@@ -1,0 +1,199 @@
+"""The command line: parse, call one function, print; errors become one line and an exit code.
+
+Nothing here imports torch at module level, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn
+
+from .config import FIELDS, SearchConfig, choices, parse_value, read_toml
+from .errors import (
+    CheckpointError, ConfigError, DataError, EngineError, GenotypeError, Interrupted, NumericsError, RunFolderError,
+)  # fmt: skip
+from .recipes import RECIPES, demo, recipe_named
+
+EXIT_CODES: dict[type[EngineError], int] = {
+    ConfigError: 2,
+    DataError: 3,
+    RunFolderError: 4,
+    CheckpointError: 5,
+    GenotypeError: 6,
+    NumericsError: 7,
+}
+# As shells say it: 128 + number of the signal (SIGTERM 143, Ctrl-C 130).
+SIGNAL_EXIT = 128
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose complaints are one line with the next command."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = next((word for word in message.split() if word.startswith("--")), "")
+        near = difflib.get_close_matches(unknown.split("=")[0], self.options(), n=1)
+        raise ConfigError(message, next=f"perhaps {near[0]}" if near else f"{self.prog} --help")
+
+    def options(self) -> list[str]:
+        """All option strings, those of subcommands included: argparse reports theirs on the parent."""
+        found = []
+        for action in self._actions:
+            found += action.option_strings
+            if isinstance(action, argparse._SubParsersAction):
+                for command in action.choices.values():
+                    found += command.options()
+        return found
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole surface of the command line."""
+    top = _Parser(prog="msgdas", description="Memory-first differentiable architecture search.", allow_abbrev=False)
+    top.add_argument("--version", action="version", version=f"msgdas {version('msgdas')}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    _add_search(commands)
+    _add_show(commands)
+    doctor = commands.add_parser("doctor", help="what to paste in a bug report", allow_abbrev=False)
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    for command in commands.choices.values():
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return top
+
+
+def _add_search(commands: Any) -> None:
+    search = commands.add_parser(
+        "search", help="search for a cell", allow_abbrev=False,
+        description="Search for a cell. Values: a recipe's, those of --config over them, flags over both.",
+    )  # fmt: skip
+    names = ", ".join(RECIPES)
+    search.add_argument("recipe", nargs="?", help=f"one of {names} (default: demo)")
+    search.add_argument("--config", type=Path, metavar="FILE.toml", help="a TOML file of configuration keys")
+    search.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run folder")
+    search.add_argument("--out", type=Path, metavar="RUN", help="the new run folder (default: runs/RECIPE-DATE)")
+    search.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key that --keys lists")
+    search.add_argument("--keys", action="store_true", help="list all configuration keys and leave")
+    for name, field in FIELDS.items():
+        if field.metadata["flag"]:
+            allowed = choices(name)
+            search.add_argument(
+                f"--{name.replace('_', '-')}", default=argparse.SUPPRESS,
+                metavar="{" + ",".join(allowed) + "}" if allowed else type(field.default).__name__.upper(),
+                help=field.metadata["help"].replace("%", "%%"),
+            )  # fmt: skip
+
+
+def _add_show(commands: Any) -> None:
+    show = commands.add_parser(
+        "show", help="draw and count the cells of a run or a genotype file", allow_abbrev=False
+    )
+    show.add_argument("target", metavar="RUN|GENOTYPE", help="a run folder, a genotype file, or FILE:NAME")
+    for name in ("channels", "layers", "image", "classes"):
+        show.add_argument(f"--{name}", type=int, help=f"{name} of the derived network")
+    show.add_argument("--stem", choices=("cifar", "imagenet"), help="stem of the derived network")
+    show.add_argument("--out", type=Path, metavar="DIR", help="where the pictures go")
+    show.add_argument("--json", action="store_true", help="print JSON")
+
+
+def config_of(arguments: argparse.Namespace) -> SearchConfig:
+    """Recipe, TOML file, flags and --set, in this order.
+
+    Raises:
+        ConfigError: for the first thing that is wrong.
+    """
+    overrides: dict[str, Any] = read_toml(arguments.config) if arguments.config else {}
+    recipe = overrides.pop("recipe", "demo")
+    if not isinstance(recipe, str):
+        raise ConfigError("recipe has the wrong type", got=repr(recipe), allowed=", ".join(RECIPES), next="recipe = 'demo'")
+    given = vars(arguments)
+    for name in FIELDS:
+        if FIELDS[name].metadata["flag"] and name in given:
+            overrides[name] = parse_value(name, given[name])
+    for text in arguments.set:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError("--set takes KEY=VALUE", got=text, allowed="KEY=VALUE", next="msgdas search --keys")
+        overrides[name.strip()] = parse_value(name.strip(), value.strip())
+    return recipe_named(arguments.recipe or recipe)(**overrides)
+
+
+def keys() -> str:
+    """All configuration keys with the demo's values, as a TOML file that --config takes."""
+    lines = []
+    for name, value in dataclasses.asdict(demo()).items():
+        text = str(value).lower() if isinstance(value, bool) else repr(value).replace("'", '"')
+        lines.append(f"# {FIELDS[name].metadata['help']}\n{name} = {text}")
+    return "\n".join(lines)
+
+
+def _search(arguments: argparse.Namespace) -> str:
+    if arguments.keys:
+        return keys()
+    if arguments.resume:
+        given = vars(arguments)
+        extra = [name for name in FIELDS if FIELDS[name].metadata["flag"] and name in given]
+        extra += [name for name in ("recipe", "config", "out", "set") if given[name]]
+        if extra:
+            raise ConfigError(
+                "--resume goes on with the run folder's own configuration", got=", ".join(extra),
+                allowed="--resume RUN alone", next=f"msgdas search --resume {arguments.resume}",
+            )  # fmt: skip
+        from .searcher import resume, summary
+
+        return summary(resume(arguments.resume))
+    config = config_of(arguments)
+    from .searcher import search, summary
+
+    return summary(search(config, out=arguments.out))
+
+
+def _show(arguments: argparse.Namespace) -> str:
+    from .show import show
+
+    return show(
+        arguments.target, channels=arguments.channels, layers=arguments.layers, image=arguments.image,
+        classes=arguments.classes, stem=arguments.stem, out=arguments.out, as_json=arguments.json,
+    )  # fmt: skip
+
+
+def _doctor(arguments: argparse.Namespace) -> str:
+    from .doctor import doctor
+
+    return doctor(as_json=arguments.json)
+
+
+COMMANDS = {"search": _search, "show": _show, "doctor": _doctor}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code is 0, or that of EXIT_CODES, or 128 + a signal's number."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        parsed = parser().parse_args(words)
+        print(COMMANDS[parsed.command](parsed), flush=True)
+    except EngineError as error:
+        if "--debug" in words:
+            raise
+        print(f"msgdas: {error}", file=sys.stderr)
+        if isinstance(error, Interrupted):
+            return SIGNAL_EXIT + error.signum
+        return EXIT_CODES[type(error)]
+    except BrokenPipeError:
+        # The reader left (`msgdas show ... | head`): no traceback, and nothing more to flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return SIGNAL_EXIT + signal.SIGPIPE
+    except KeyboardInterrupt:
+        print("msgdas: stopped by Ctrl-C", file=sys.stderr)
+        return SIGNAL_EXIT + signal.SIGINT
+    return 0
+
+
+def run() -> NoReturn:
+    """The console script."""
+    sys.exit(main())

@@ -1,0 +1,325 @@
+"""The search: epochs of steps, a run folder that can be resumed bit for bit, and the derived cell."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..profiles.device import process_rss_bytes
+from ..profiles.meter import measure
+from . import checkpoint, rundir, schedule
+from .batches import Batch, Batches, split_halves
+from .config import SearchConfig
+from .data import load
+from .derive import derive, skip_count
+from .draw import save_cells
+from .environment import environment
+from .errors import CheckpointError, ConfigError, Interrupted, NumericsError, RunFolderError
+from .evaluate import evaluate, genotype_paths
+from .genotype import Genotype
+from .images import FolderImages
+from .progress import Progress
+from .report import write_report
+from .rundir import MetricsWriter, RunFolder
+from .sampler import Sampler
+from .signals import StopFlag
+from .space import space_named
+from .steps import AlphaResult, Learner, Moment, WeightResult
+from .supernet import SuperNet
+from .tensorboard import TensorBoardWriter
+
+# DARTS+ stops where a normal cell has two skip-connects; here it is worth a note, not an end.
+SKIP_ALARM = 2
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """Where a finished search lies and what it found.
+
+    Attributes:
+        path: the run folder.
+        genotype: the derived network.
+        val_accuracy: of the derived cell with the super-net's weights on the alpha half, 0 to 1.
+        peak_bytes: the largest measured peak of a step.
+    """
+
+    path: Path
+    genotype: Genotype
+    val_accuracy: float
+    peak_bytes: int
+
+
+def search(config: SearchConfig, *, out: Path | None = None) -> SearchResult:
+    """Search from the start, in a new run folder (runs/RECIPE-DATE by default).
+
+    Raises:
+        EngineError: see errors.py; whatever was done is in the run folder.
+    """
+    device = device_of(config)
+    folder = RunFolder.create(out or rundir.default_path(config.recipe), config, environment())
+    with folder.lock():
+        return _Run(folder, device).run(None)
+
+
+def resume(path: Path) -> SearchResult:
+    """Go on from the newest good checkpoint of a run folder, or from the start where there is none yet."""
+    folder = RunFolder.open(path)
+    device = device_of(folder.config)
+    with folder.lock():
+        checkpoint.clean(path)
+        found = checkpoint.load(path, folder.config)
+        for warning in found.warnings if found else ():
+            print(f"warning: {warning}", file=sys.stderr)
+        return _Run(folder, device).run(found)
+
+
+def device_of(config: SearchConfig) -> torch.device:
+    """The device that `auto` stands for, or the one asked for if it is there."""
+    available = torch.cuda.is_available()
+    if config.device == "auto":
+        return torch.device("cuda" if available else "cpu")
+    if config.device.startswith("cuda") and not available:
+        raise ConfigError("no CUDA device can be used", got=config.device, allowed="cpu, auto", next="--device cpu")
+    return torch.device(config.device)
+
+
+class _Run:
+    """One process's part of a search."""
+
+    def __init__(self, folder: RunFolder, device: torch.device) -> None:
+        config = folder.config
+        torch.set_num_threads(config.threads or os.cpu_count() or 1)
+        self.folder, self.config, self.device = folder, config, device
+        self.space = space_named(config.space)
+        dataset = load(config)
+        w_indices, alpha_indices = split_halves(dataset.labels, seed=config.seed, limit=config.limit)
+        self.dtype = getattr(torch, config.dtype)
+
+        def batches(indices: torch.Tensor, stream: str) -> Batches:
+            return Batches(
+                dataset, indices, batch=config.batch, seed=config.seed, stream=stream, augment=config.augment,
+                cutout=config.cutout, dtype=self.dtype, prefetch=isinstance(dataset, FolderImages),
+            )  # fmt: skip
+
+        self.w_batches, self.alpha_batches = batches(w_indices, "w"), batches(alpha_indices, "alpha")
+        self.fingerprint = dataset_fingerprint(dataset.labels, w_indices, alpha_indices)
+        net = SuperNet(
+            self.space, channels=config.channels, layers=config.layers, stem=config.stem,
+            classes=len(dataset.classes), policy=config.policies if config.policy != "autograd" else ("autograd",),
+            layout=config.layout, seed=config.seed, dtype=self.dtype,
+        ).to(device)  # fmt: skip
+        self.learner = Learner(config, net, Sampler(self.space, config).to(device))
+        self.steps_per_epoch = self.w_batches.per_epoch
+        self.total_steps = self.steps_per_epoch * config.epochs
+        self.step, self.epoch_closed = 0, False
+        self.val_accuracy, self.peak_bytes = 0.0, 0
+        self.stop = StopFlag()
+
+    def run(self, start: checkpoint.Checkpoint | None) -> SearchResult:
+        if start is not None:
+            self._restore(start)
+        metrics_path = self.folder.path / rundir.METRICS
+        rundir.keep_until(metrics_path, self.step, self.epoch_closed or self.step == 0)
+        for row in self.folder.read_metrics():
+            self.peak_bytes = max(self.peak_bytes, row.get("peak_bytes", 0))
+        title = f"{self.config.recipe} · {self.config.method} · K={self.config.k} · {self.config.mode}"
+        with ExitStack() as stack:
+            stack.callback(self.alpha_batches.close)
+            stack.callback(self.w_batches.close)
+            self.metrics = MetricsWriter(metrics_path)
+            stack.callback(self.metrics.close)
+            purge = self.step if start is not None else None
+            self.events = TensorBoardWriter(self.folder.path / "tb", purge)
+            stack.callback(self.events.close)
+            stack.enter_context(self.stop)
+            self.progress = stack.enter_context(Progress(self.total_steps, title, self.step))
+            self.progress.note(f"run folder {self.folder.path}")
+            if start is not None:
+                self.progress.note(f"resumed after step {self.step} of {self.total_steps} from {start.path}")
+            if self.step and self.step % self.steps_per_epoch == 0 and not self.epoch_closed:
+                self._close_epoch()
+            while self.step < self.total_steps:
+                self._one_step()
+            return self._finish()
+
+    def _moment(self) -> Moment:
+        epoch = self.step // self.steps_per_epoch
+        return Moment(
+            self.step,
+            schedule.temperature(self.config, epoch),
+            schedule.learning_rate(self.config, epoch),
+            schedule.drop_rate(self.config, epoch),
+            schedule.guidance_active(self.config, epoch),
+        )
+
+    def _one_step(self) -> None:
+        """One alpha step (after the warm-up) and one W step, with everything that a user may want to see of them."""
+        moment, epoch = self._moment(), self.step // self.steps_per_epoch
+        first = self.step % self.steps_per_epoch == 0
+        begin = time.perf_counter()
+        alpha: AlphaResult | None = None
+        images = 0
+        if schedule.alpha_trains(self.config, epoch):
+            batch = self.alpha_batches.at(self.step)
+            alpha = self._checked("alpha", self.learner.alpha_step, batch, moment, first)
+            images += len(batch.labels_B)
+        batch = self.w_batches.at(self.step)
+        result: WeightResult = self._checked("weight", self.learner.weight_step, batch, moment, first)
+        images += len(batch.labels_B)
+        seconds = time.perf_counter() - begin
+        self.step += 1
+        self.epoch_closed = False
+        row = {
+            "kind": "step", "epoch": epoch, "step": self.step, "loss": result.loss, "distill": result.distill,
+            "accuracy": result.accuracy, "alpha_loss": alpha.loss if alpha else None, "grad_norm": result.grad_norm,
+            "alpha_grad_norm": alpha.grad_norm if alpha else None, "lr": moment.lr, "tau": moment.tau,
+            "drop_rate": moment.drop_rate,
+            "time": {"step_s": seconds, "samples_per_s": images / seconds, "rss_bytes": process_rss_bytes()},
+        }  # fmt: skip
+        self._write(row)
+        self.progress.step(row)
+        if self.step % self.steps_per_epoch == 0:
+            self._close_epoch()
+        elif self.config.checkpoint_every and self.step % self.config.checkpoint_every == 0:
+            self._save()
+        if self.stop():
+            self._interrupt()
+
+    def _checked(
+        self, phase: str, take: Callable[..., Any], batch: Batch, moment: Moment, first: bool
+    ) -> Any:
+        """Take a step; measure its memory if it is the epoch's first; keep the evidence if it is not finite."""
+        images, labels = batch.images_BCHW.to(self.device), batch.labels_B.to(self.device)
+        try:
+            if not first:
+                return take(images, labels, moment)
+            result, peak = measure(lambda: take(images, labels, moment), self.device)
+        except NumericsError as error:
+            self._dump(error, phase, batch)
+            raise
+        row = {
+            "kind": "memory", "epoch": moment.step // self.steps_per_epoch, "step": moment.step + 1, "phase": phase,
+            "peak_bytes": peak.bytes, "source": peak.source,
+        }  # fmt: skip
+        self.peak_bytes = max(self.peak_bytes, peak.bytes)
+        self._write(row)
+        self.progress.memory(row)
+        return result
+
+    def _dump(self, error: NumericsError, phase: str, batch: Batch) -> None:
+        sampler = self.learner.sampler
+        self.folder.write_json(
+            f"numerics-{self.step + 1}.json",
+            {
+                "error": str(error), "phase": phase, "step": self.step + 1,
+                "alpha": {kind: repr(alpha.tolist()) for kind, alpha in sampler.alpha.items()},
+                "images": batch.indices_B.tolist(),
+            },
+        )  # fmt: skip
+
+    def _close_epoch(self) -> None:
+        """Judge the cell so far, write the epoch's row, save."""
+        begin = time.perf_counter()
+        epoch = (self.step - 1) // self.steps_per_epoch
+        guidance, sampler = self.learner.guidance, self.learner.sampler
+        genotype = derive(self.space, {kind: alpha.tolist() for kind, alpha in sampler.alpha.items()})
+        paths = genotype_paths(self.space, genotype, self.device)
+        held = self.alpha_batches.sequential(self.config.eval_images)
+        judged = evaluate(self.learner.net, paths, held, self.device, self.stop)
+        if judged is None:
+            self._interrupt()
+            return
+        self.val_accuracy = judged[1]
+        skips = skip_count(genotype)
+        row = {
+            "kind": "epoch", "epoch": epoch, "step": self.step, "val_loss": judged[0], "val_accuracy": judged[1],
+            "teacher": guidance.kind, "teacher_used": guidance.trusted and schedule.guidance_active(self.config, epoch),
+            "teacher_loss": guidance.teacher_loss, "student_loss": guidance.student_loss, "skips": skips,
+            "alpha": {kind: p.tolist() for kind, p in sampler.probabilities().items()},
+            "genotype": genotype.to_json_dict(), "time": {"eval_s": time.perf_counter() - begin},
+        }  # fmt: skip
+        self._write(row)
+        self.progress.epoch(row)
+        for kind, count in skips.items():
+            if kind != "reduce" and count >= SKIP_ALARM and schedule.alpha_trains(self.config, epoch):
+                self.progress.note(f"{kind} cell has {count} skip-connects: a sign of collapse if it grows")
+        self.epoch_closed = True
+        self._save()
+
+    def _write(self, row: dict[str, Any]) -> None:
+        self.metrics.append(row)
+        self.events.write(row)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "learner": self.learner.state_dict(), "epoch_closed": self.epoch_closed,
+            "val_accuracy": self.val_accuracy, "fingerprint": self.fingerprint,
+        }  # fmt: skip
+
+    def _restore(self, start: checkpoint.Checkpoint) -> None:
+        if start.state["fingerprint"] != self.fingerprint:
+            raise CheckpointError(
+                f"checkpoint {start.path} was made with other images", got=self.fingerprint,
+                allowed=start.state["fingerprint"], next=f"put the data back, or search anew without --resume",
+            )  # fmt: skip
+        self.learner.load_state_dict(start.state["learner"])
+        self.step, self.epoch_closed = start.step, start.state["epoch_closed"]
+        self.val_accuracy = start.state["val_accuracy"]
+
+    def _save(self, *, last: bool = False) -> None:
+        """Write a checkpoint; a full disk ends the search only where nothing would come after."""
+        try:
+            checkpoint.save(self.folder.path, self.step, self._state(), self.config)
+        except OSError as error:
+            if last:
+                raise RunFolderError(
+                    f"cannot save the checkpoint of step {self.step}", got=error.strerror or str(error),
+                    allowed="room on the disk", next=f"free some, then msgdas search --resume {self.folder.path}",
+                ) from None  # fmt: skip
+            self.progress.note(f"warning: no checkpoint at step {self.step} ({error}); the search goes on")
+
+    def _interrupt(self) -> None:
+        assert self.stop.raised is not None
+        self._save(last=True)
+        raise Interrupted(self.stop.raised, next=f"msgdas search --resume {self.folder.path}")
+
+    def _finish(self) -> SearchResult:
+        alpha = {kind: values.tolist() for kind, values in self.learner.sampler.alpha.items()}
+        genotype = derive(self.space, alpha)
+        self.folder.write_json(rundir.GENOTYPE, genotype.to_json_dict())
+        save_cells(genotype, self.folder.path / "cells.svg", self.folder.path / "cells.png")
+        report = write_report(self.folder.path)
+        self.progress.note(f"report {report}")
+        if self.stop():
+            self._interrupt()
+        return SearchResult(self.folder.path, genotype, self.val_accuracy, self.peak_bytes)
+
+
+def dataset_fingerprint(labels: torch.Tensor, *halves: torch.Tensor) -> str:
+    """What a resumed search must find again: number of images and classes, and a checksum of labels and halves."""
+    import hashlib
+
+    digest = hashlib.blake2b(digest_size=8)
+    for tensor in (labels, *halves):
+        digest.update(tensor.to(torch.int64).numpy().tobytes())
+    return f"{len(labels)} images, checksum {digest.hexdigest()}"
+
+
+def summary(result: SearchResult) -> str:
+    """The last lines of a search, for the terminal."""
+    cells = json.dumps(result.genotype.to_json_dict())
+    return (
+        f"derived cell: {cells}\n"
+        f"validation accuracy of the derived cell with the super-net's weights: {result.val_accuracy:.1%}\n"
+        f"largest measured peak of a step: {result.peak_bytes / 2**20:.1f} MiB\n"
+        f"look at it: {result.path / 'report.html'}, or msgdas show {result.path}"
+    )
