@@ -1,0 +1,111 @@
+"""From architecture logits alpha to a genotype, by each space's rule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from .errors import GenotypeError, NumericsError
+from .genotype import CellGenotype, Genotype
+from .space import SKIP, ZERO, CellSpec, SearchSpace
+
+
+def softmax(logits: Sequence[float]) -> list[float]:
+    """Probabilities of finite logits; the largest logit is taken off first, so that none overflows."""
+    top = max(logits)
+    weights = [math.exp(logit - top) for logit in logits]
+    total = sum(weights)
+    return [weight / total for weight in weights]
+
+
+def probabilities(
+    space: SearchSpace, alpha: Mapping[str, Sequence[Sequence[float]]]
+) -> dict[str, list[list[float]]]:
+    """Softmax of each row of alpha, per kind of cell.
+
+    Args:
+        space: whose edges are the rows and whose operations the columns.
+        alpha: logits.
+
+    Raises:
+        NumericsError: where a logit is NaN or infinite.
+        GenotypeError: where kinds, rows or columns are not those of the space.
+    """
+    kinds = [spec.kind for spec in space.cells]
+    if sorted(alpha) != sorted(kinds):
+        raise GenotypeError(
+            f"alpha of space {space.name} has one table per cell",
+            got=", ".join(sorted(alpha)),
+            allowed=", ".join(kinds),
+            next="msgdas search --space " + space.name,
+        )
+    return {spec.kind: _cell_probabilities(space, spec, alpha[spec.kind]) for spec in space.cells}
+
+
+def _cell_probabilities(
+    space: SearchSpace, spec: CellSpec, rows: Sequence[Sequence[float]]
+) -> list[list[float]]:
+    if len(rows) != len(spec.edges) or any(len(row) != space.num_operations for row in rows):
+        raise GenotypeError(
+            f"alpha of cell {spec.kind} has a row per edge and a column per operation",
+            got=f"{len(rows)} rows of {sorted({len(row) for row in rows})}",
+            allowed=f"{len(spec.edges)} rows of {space.num_operations}",
+            next="msgdas search --space " + space.name,
+        )
+    for edge, row in enumerate(rows):
+        for operation, logit in zip(space.operations, row, strict=True):
+            if not math.isfinite(logit):
+                raise NumericsError(
+                    f"alpha of cell {spec.kind} is not finite at edge {edge}, {operation}",
+                    got=logit,
+                    allowed="finite numbers",
+                    next="resume from the last checkpoint with a smaller --alpha-lr",
+                )
+    return [softmax(row) for row in rows]
+
+
+def derive(space: SearchSpace, alpha: Mapping[str, Sequence[Sequence[float]]]) -> Genotype:
+    """The genotype that alpha stands for; ties go to the lowest index.
+
+    Rule `top2` is `genotype()` of DARTS (quark0/darts, cnn/model_search.py): an edge weighs as much as its
+    most probable operation other than `none`; each node keeps its two heaviest incoming edges, heaviest
+    first, with that operation. Rule `argmax` (NAS-Bench-201) takes the most probable operation of each edge,
+    `none` included.
+
+    Args:
+        space: whose rule applies.
+        alpha: logits per kind of cell, [edges][operations].
+
+    Raises:
+        NumericsError: where a logit is NaN or infinite.
+        GenotypeError: where the shape of alpha is not that of the space.
+    """
+    tables = probabilities(space, alpha)
+    rule = _top2 if space.rule == "top2" else _argmax
+    return Genotype(
+        space.name, tuple((spec.kind, rule(space, spec, tables[spec.kind])) for spec in space.cells)
+    )
+
+
+def _top2(space: SearchSpace, spec: CellSpec, rows: list[list[float]]) -> CellGenotype:
+    allowed = [index for index, operation in enumerate(space.operations) if operation != ZERO]
+    best = [max(allowed, key=row.__getitem__) for row in rows]
+    pairs: list[tuple[str, int]] = []
+    for node in range(spec.inputs, spec.num_states):
+        incoming = [edge for edge, place in enumerate(spec.edges) if place.target == node]
+        incoming.sort(key=lambda edge: -rows[edge][best[edge]])
+        pairs += [(space.operations[best[edge]], spec.edges[edge].source) for edge in incoming[:2]]
+    return CellGenotype(tuple(pairs), spec.concat)
+
+
+def _argmax(space: SearchSpace, spec: CellSpec, rows: list[list[float]]) -> CellGenotype:
+    best = [max(range(space.num_operations), key=row.__getitem__) for row in rows]
+    return CellGenotype(
+        tuple((space.operations[index], edge.source) for index, edge in zip(best, spec.edges, strict=True)),
+        spec.concat,
+    )
+
+
+def skip_count(genotype: Genotype) -> dict[str, int]:
+    """Number of skip-connects in each kind of cell; many of them in the normal cell are DARTS' collapse."""
+    return {kind: sum(operation == SKIP for operation, _ in cell.pairs) for kind, cell in genotype.cells}
