@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,7 +223,7 @@ def _refuse(what: str, got: object, allowed: str) -> NoReturn:
 
 def _check_keys(data: Mapping[Any, Any], allowed: tuple[str, ...]) -> None:
     wrong = [f"no {key}" for key in allowed if key not in data] + [
-        repr(key) for key in data if key not in allowed
+        reprlib.repr(key) for key in data if key not in allowed
     ]
     if wrong:
         _refuse("a genotype has exactly these keys", wrong[0], ", ".join(allowed))
@@ -237,7 +238,7 @@ def _read_cell(kind: str, pairs: object, concat: object) -> CellGenotype:
         )
     for pair in pairs:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
-            _refuse(f"{kind} lists pairs [operation, input]", repr(pair), EXAMPLE)
+            _refuse(f"{kind} lists pairs [operation, input]", reprlib.repr(pair), EXAMPLE)
     return CellGenotype(tuple((pair[0], pair[1]) for pair in pairs), tuple(concat))
 
 
@@ -252,7 +253,9 @@ def _check(genotype: Genotype) -> None:
     elif genotype.space == DARTS.name:
         kinds = DARTS_KINDS
     else:
-        _refuse("unknown space of a genotype", repr(genotype.space), f"{DARTS.name}, {NASBENCH201.name}")
+        _refuse(
+            "unknown space of a genotype", reprlib.repr(genotype.space), f"{DARTS.name}, {NASBENCH201.name}"
+        )
     if genotype.kinds != kinds:
         _refuse(f"a genotype of space {genotype.space} has these cells", genotype.kinds, ", ".join(kinds))
     for kind, cell in genotype.cells:
@@ -264,7 +267,7 @@ def _check(genotype: Genotype) -> None:
 
 def _check_operation(kind: str, operation: object, allowed: tuple[str, ...]) -> None:
     if not isinstance(operation, str) or operation not in allowed:
-        _refuse(f"unknown operation in {kind}", repr(operation), ", ".join(allowed))
+        _refuse(f"unknown operation in {kind}", reprlib.repr(operation), ", ".join(allowed))
 
 
 def _check_darts_cell(kind: str, cell: CellGenotype) -> None:
@@ -274,11 +277,11 @@ def _check_darts_cell(kind: str, cell: CellGenotype) -> None:
         _check_operation(kind, operation, PUBLISHED_OPERATIONS)
         node = 2 + index // 2
         if not _is_state(source, 0, node):
-            _refuse(f"node {node} of {kind} reads an earlier state", repr(source), f"0 to {node - 1}")
+            _refuse(f"node {node} of {kind} reads an earlier state", reprlib.repr(source), f"0 to {node - 1}")
     states = 2 + len(cell.pairs) // 2
     for state in cell.concat:
         if not _is_state(state, 2, states):
-            _refuse(f"{kind}_concat lists nodes of the cell", repr(state), f"2 to {states - 1}")
+            _refuse(f"{kind}_concat lists nodes of the cell", reprlib.repr(state), f"2 to {states - 1}")
     if not cell.concat or len(set(cell.concat)) != len(cell.concat):
         _refuse(f"{kind}_concat lists one node or more, each once", cell.concat, f"2 to {states - 1}")
 
