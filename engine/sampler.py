@@ -142,9 +142,8 @@ class Sampler(nn.Module):
         num_edges, k = indices_EK.shape
         if self.config.assign == "rank":
             return torch.arange(k, device=indices_EK.device).expand(num_edges, k)
-        return torch.argsort(
-            self._uniform((num_edges, k), step, SHUFFLE_STREAM + stream, indices_EK.device), -1, stable=True
-        )
+        uniform_EK = self._uniform((num_edges, k), step, SHUFFLE_STREAM + stream, indices_EK.device)
+        return torch.argsort(uniform_EK, dim=-1, stable=True)
 
     def _subgraphs(
         self, alpha_EO: Tensor, scores_EO: Tensor, indices_EK: Tensor, order_EK: Tensor, tau: float
@@ -183,7 +182,8 @@ class Sampler(nn.Module):
 
     def _paths(self, hard_EO: Tensor, soft_EO: Tensor, chosen_EK: Tensor) -> CellPaths:
         gate = self.config.gate
-        gates_EO = hard_EO.detach() if gate == "score" else gumbel_topk.straight_through(hard_EO, soft_EO)
+        hard_EO = hard_EO.detach()
+        gates_EO = hard_EO if gate == "score" else gumbel_topk.straight_through(hard_EO, soft_EO)
         if gate != "recompute":
             existing_EO = torch.zeros_like(hard_EO, dtype=torch.bool).scatter(1, chosen_EK, True)
             gates_EO = gates_EO * existing_EO
