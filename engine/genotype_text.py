@@ -60,7 +60,7 @@ def parse_tuple_text(text: str, name: str = "") -> Genotype:
             warnings.simplefilter("ignore", SyntaxWarning)
             body = ast.parse(text).body
     except _UNREADABLE as error:
-        raise _unreadable(str(error)) from None
+        raise _unreadable(str(error) or type(error).__name__) from None
     return _from_call(_choose(_calls(body), name))
 
 
@@ -149,8 +149,8 @@ def _from_call(call: ast.Call) -> Genotype:
         raise _unreadable("an argument that comes twice")
     try:
         return Genotype.from_json_dict({keyword.arg: _literal(keyword.value) for keyword in call.keywords})
-    except _UNREADABLE as error:
-        raise _unreadable(str(error)) from None
+    except _UNREADABLE:
+        raise _unreadable("arguments that are not lists of literals") from None
 
 
 def _literal(node: ast.expr) -> object:
