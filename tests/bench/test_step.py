@@ -1,0 +1,128 @@
+"""build_step, and the memory that the project promises."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from msgdas.bench import build_step
+from msgdas.bench.memory import CIFAR, IMAGENET, MIB, peak_bytes, slope
+from msgdas.bench.speed import TOLERANCE, gradient_error
+from msgdas.engine.errors import ConfigError
+from msgdas.profiles.tracker import LiveBytes
+
+SMALL = {"channels": 4, "layers": 3, "batch": 2, "image": 16}
+
+
+@pytest.mark.parametrize(
+    ("options", "limit_mib"),
+    [
+        *(({"k": k, "policy": "min"}, 2.8) for k in (1, 2, 4, 8)),
+        ({"k": 2, "policy": "min", "mode": "subgraphs"}, 2.9),
+        ({"k": 4, "policy": "min", "mode": "subgraphs"}, 2.9),
+        ({"k": 2, "policy": "bn"}, 10.0),
+    ],
+)
+@pytest.mark.slow
+def test_peak_per_sample_of_a_cifar_step(options, limit_mib):
+    assert slope((8, 16), **CIFAR, **options).per_sample_bytes / MIB <= limit_mib
+
+
+@pytest.mark.slow
+def test_peak_per_sample_at_imagenets_size():
+    assert slope((8, 16), **IMAGENET, k=2, policy="min").per_sample_bytes / MIB <= 7.5
+
+
+@pytest.mark.slow
+def test_plain_dense_darts_costs_what_was_published():
+    # quark0/darts at C=16, 8 layers keeps 119.70 MiB per sample and peaks at 119.9.
+    found = slope((2, 4), **CIFAR, method="darts", policy="autograd").per_sample_bytes / MIB
+    assert found == pytest.approx(119.9, rel=0.01)
+
+
+def test_policies_are_ordered_in_memory():
+    peaks = [peak_bytes(**{**SMALL, "batch": 16}, k=4, policy=policy) for policy in ("min", "nodes", "bn", "all", "autograd")]
+    assert peaks == sorted(peaks)
+    assert peaks[-1] > 4 * peaks[0]
+
+
+@pytest.mark.parametrize("method", ["msg", "darts", "gdas"])
+@pytest.mark.parametrize("policy", ["min", "autograd"])
+@pytest.mark.parametrize("space", ["darts", "nasbench201"])
+def test_every_method_takes_steps(method, policy, space):
+    options = {**SMALL, "method": method, "policy": policy, "space": space}
+    if method != "msg":
+        options |= {"k": 8 if space == "darts" else 5, "mode": "union"} if method == "darts" else {"k": 1, "mode": "subgraphs"}
+    step = build_step(**options)
+    assert torch.isfinite(step.forward())
+    step.step()
+    step.step()
+    assert step.number == 2
+
+
+def test_same_seed_same_loss_in_every_policy_and_layout():
+    losses = {
+        (policy, layout): build_step(**SMALL, policy=policy, layout=layout, dtype="float64").forward().item()
+        for policy, layout in (("min", "nhwc"), ("all", "nhwc"), ("autograd", "nhwc"), ("autograd", "nchw"))
+    }
+    assert max(losses.values()) - min(losses.values()) < 1e-12
+    assert build_step(**SMALL, seed=1, dtype="float64").forward().item() != losses["min", "nhwc"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"impl": "cuda"}, "implementation"),
+        ({"gradients": "some"}, "gradients"),
+        ({"k": 0}, "1 to 8"),
+        ({"k": 9}, "1 to 8"),
+        ({"policy": "most"}, "policy"),
+        ({"layout": "nchw"}, "channels_last"),
+        ({"image": 30}, "multiple of"),
+        ({"method": "random"}, "unknown method"),
+    ],
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(ConfigError, match=message):
+        build_step(**options)
+
+
+def test_speed_prints_nothing_from_a_red_gate():
+    assert gradient_error() < TOLERANCE
+
+
+def test_tracker_counts_births_and_deaths_and_no_views():
+    outside = torch.zeros(1000)
+    with LiveBytes() as tracker:
+        a = torch.ones(256)
+        b = a.view(16, 16).add_(1)
+        outside.add_(1)
+        del a
+        assert tracker.live_bytes == 1024
+        del b
+        assert tracker.live_bytes == 0
+        c = torch.empty(100) + outside[:100]
+    assert tracker.peak_bytes == 1024
+    assert c.shape == (100,)
+
+
+def test_tracker_agrees_with_the_allocators_own_events():
+    """The peak of a step against torch's profiler, which logs every allocation of the CPU allocator."""
+    from torch.profiler import ProfilerActivity, profile
+
+    step = build_step(**{**SMALL, "batch": 8, "channels": 8})
+    step.step()
+    step.learner.weight_optimizer.zero_grad()
+    step.learner.alpha_optimizer.zero_grad()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step.step()
+    live = peak = 0
+    for event in sorted(profiler.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            peak = max(peak, live)
+    step.number -= 1
+    step.learner.weight_optimizer.zero_grad()
+    step.learner.alpha_optimizer.zero_grad()
+    with LiveBytes() as tracker:
+        step.step()
+    assert tracker.peak_bytes == pytest.approx(peak, rel=0.05)
