@@ -1,0 +1,42 @@
+# `make demo` searches a cell and writes a report; `make test` runs the tests. Each makes .venv first.
+VENV := .venv
+PYTHON := $(or $(shell command -v python3.11),$(shell command -v python3.12),$(shell command -v python3))
+RUN := runs/demo
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.installed
+	@if [ -e $(RUN) ]; then mv $(RUN) $(RUN)-before-$$(date -u +%Y%m%d-%H%M%S); fi
+	$(VENV)/bin/msgdas search demo --out $(RUN)
+	$(VENV)/bin/msgdas show $(RUN)
+
+test: $(VENV)/.installed-test
+	$(VENV)/bin/pytest -q
+
+# Lint, types and import contracts. mypy reads an installed copy: it cannot follow the editable install's hook.
+lint: $(VENV)/.installed-test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/lint-imports
+	rm -rf build/typed && $(VENV)/bin/pip install -q --no-deps --target build/typed .
+	cd build/typed && ../../$(VENV)/bin/mypy --config-file ../../pyproject.toml --namespace-packages --explicit-package-bases msgdas
+
+bench: $(VENV)/.installed
+	$(VENV)/bin/python -m msgdas.bench.memory
+	$(VENV)/bin/python -m msgdas.bench.memory --imagenet
+	$(VENV)/bin/python -m msgdas.bench.speed
+
+$(VENV)/bin/pip:
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "msgdas needs Python 3.11 or newer; this is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/pip
+	$(VENV)/bin/pip install -q -e .
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/pip
+	$(VENV)/bin/pip install -q -e '.[test]'
+	@touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) build

@@ -1,0 +1,174 @@
+"""The command line: its surface, its errors, its speed."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from msgdas.engine import cli
+from msgdas.engine.cli import EXIT_CODES, config_of, keys, main, parser
+from msgdas.engine.config import SearchConfig
+from msgdas.engine.recipes import RECIPES, demo
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "cli_options.txt"
+
+
+def surface() -> str:
+    commands = next(a for a in parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
+    return "".join(
+        f"{name} {option}\n"
+        for name, command in commands.items()
+        for action in command._actions
+        for option in action.option_strings or [action.dest]
+    )
+
+
+def test_the_surface_is_frozen():
+    """A new option is a decision: add it to the golden file by hand, and keep `search` under 30."""
+    assert surface() == GOLDEN.read_text()
+    assert surface().count("search --") < 30
+
+
+def test_help_is_quick_and_does_not_import_torch():
+    code = (
+        "import sys\nfrom msgdas.engine.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
+    )
+    times = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+        times.append(time.perf_counter() - begin)
+    assert min(times) < 0.7
+
+
+def fails(capsys, *words):
+    code = main(list(words))
+    error = capsys.readouterr().err
+    assert error.startswith("msgdas: ") and error.count("\n") == 1, error
+    assert "Traceback" not in error and "Next: " in error, error
+    return code, error
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["search", "--k", "0"], "got 0; allowed 1 to 8"),
+        (["search", "--k", "9"], "got 9; allowed 1 to 8"),
+        (["search", "--k", "two"], "'two' (str); allowed int"),
+        (["search", "cifar10-nasbench201", "--k", "6"], "allowed 1 to 5"),
+        (["search", "dmeo"], "unknown recipe; got 'dmeo'"),
+        (["search", "--set", "alhpa_lr=1"], "perhaps alpha_lr"),
+        (["search", "--set", "epochs"], "KEY=VALUE"),
+        (["search", "--epchs", "3"], "perhaps --epochs"),
+        (["search", "--config", "/nothing.toml"], "cannot read the configuration"),
+        (["search", "--image", "30"], "a multiple of 4"),
+        (["search", "--layers", "8", "--policy", "min,bn"], "allowed 1 or 8"),
+        (["search", "--method", "gdas", "--k", "2"], "method gdas fixes k"),
+        (["search", "--teacher", "ensemble", "--mode", "union"], "ensemble"),
+        (["search", "--mode", "onion"], "subgraphs, union"),
+        (["search", "--device", "tpu"], "unknown device"),
+        (["search", "--batch", "1"], "batch is out of range"),
+        (["search", "--seed", "-1"], "seed is out of range"),
+        (["search", "--channels", "7"], "channels must be even"),
+        (["search", "--space", "nasbench201", "--layers", "4"], "a multiple of 3"),
+        (["search", "--space", "mobile"], "unknown search space"),
+        (["search", "demo", "--resume", "x"], "--resume RUN alone"),
+        (["train"], "invalid choice"),
+    ],
+)
+def test_configuration_errors(capsys, words, said):
+    code, error = fails(capsys, *words)
+    assert code == 2 and said in error
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("kk = 2", "unknown configuration key; got 'kk'"),
+        ("k = 'two'", "k has the wrong type"),
+        ("k = true", "k has the wrong type"),
+        ("k = 2.0", "k has the wrong type"),
+        ("[model]\nk = 2", "unknown configuration key; got 'model'"),
+        ("k = 2\nk = 3", "is not TOML"),
+        ("k == 2", "is not TOML"),
+        ("recipe = 'domo'", "unknown recipe"),
+        ("recipe = 3", "recipe has the wrong type"),
+        ("tau_max = nan", "tau_max is out of range"),
+    ],
+)
+def test_toml_errors(capsys, tmp_path, text, said):
+    path = tmp_path / "c.toml"
+    path.write_text(text)
+    code, error = fails(capsys, "search", "--config", str(path))
+    assert code == 2 and said in error
+
+
+def test_fault_47_huge_or_binary_toml(capsys, tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_bytes(b"\xff\xfe\x00")
+    assert fails(capsys, "search", "--config", str(path))[0] == 2
+    path.write_bytes(b"#" * (2 << 20))
+    assert "too large" in fails(capsys, "search", "--config", str(path))[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["search", "--data", "imagefolder:/nowhere"], 3, "/nowhere"),
+        (["search", "--data", "cifar11"], 3, "cifar10"),
+        (["search", "--data", "cifar10", "--image", "32", "--set", "data_root=/nowhere"], 3, "--download"),
+        (["search", "--resume", "/nowhere"], 4, "no run folder"),
+        (["show", "/nowhere.json"], 6, "/nowhere.json"),
+        (["search", "--device", "cuda"], 2, "no CUDA device"),
+    ],
+)
+def test_other_errors(capsys, tmp_path, monkeypatch, words, code, said):
+    monkeypatch.chdir(tmp_path)
+    found, error = fails(capsys, *words)
+    assert found == code and said in error
+    assert not list(tmp_path.rglob("metrics.jsonl"))
+
+
+def test_every_error_class_has_an_exit_code_of_its_own():
+    assert len(set(EXIT_CODES.values())) == len(EXIT_CODES)
+    assert all(0 < code < 128 for code in EXIT_CODES.values())
+
+
+def test_flags_go_over_toml_over_recipe(tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text("\ufeffrecipe = 'demo'\nk = 4\nepochs = 9\ntau_max = 5\n", encoding="utf-8")
+    words = ["search", "--config", str(path), "--epochs", "3", "--warmup", "1", "--set", "momentum=0.5", "--download", "true"]
+    config = config_of(parser().parse_args(words))
+    assert (config.k, config.epochs, config.tau_max, config.momentum, config.download) == (4, 3, 5, 0.5, True)
+    assert config.channels == demo().channels
+
+
+def test_keys_are_a_toml_file_that_gives_the_demo(tmp_path):
+    path = tmp_path / "all.toml"
+    path.write_text(keys())
+    assert config_of(parser().parse_args(["search", "--config", str(path)])) == demo()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_functions_that_give_a_checked_configuration(name):
+    config = RECIPES[name](seed=3)
+    assert isinstance(config, SearchConfig) and config.seed == 3 and config.recipe == name
+
+
+def test_closed_stdout_is_no_error():
+    result = subprocess.run(
+        f"{sys.executable} -c 'from msgdas.engine.cli import run; run()' search --keys | head -1",
+        shell=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.stderr == "" and result.stdout.startswith("#")
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(cli.ConfigError):
+        main(["search", "--k", "0", "--debug"])
