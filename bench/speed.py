@@ -79,7 +79,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     error = gradient_error()
     if error > TOLERANCE:
-        raise SystemExit(f"no figures: the engine's gradients differ from autograd's by {error:.1e} (allowed {TOLERANCE})")
+        raise SystemExit(f"no figures: gradients differ from autograd's by {error:.1e} (allowed {TOLERANCE})")
     steps = {name: build_step(batch=arguments.batch, **options) for name, options in VARIANTS.items()}
     found = times_ms(steps, arguments.rounds)
     median = {name: statistics.median(values) for name, values in found.items()}

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cell import CellCall
-from .ops import Operation, plain_factorized_reduce, plain_norm
+from .operation import Operation
+from .ops import plain_factorized_reduce, plain_norm
 from .space import StemSpec
 
 # (row of the edge, column of the gate, operation, weights)
@@ -36,9 +37,7 @@ def plain_prepare(x_BCHW: Tensor, weights: Sequence[Tensor]) -> Tensor:
     return plain_norm(F.conv2d(torch.relu(x_BCHW), weights[0][:, :, None, None]))
 
 
-def plain_cell(
-    call: CellCall, branches: Sequence[PlainBranch], gates_EO: Tensor, tensors: Sequence[Tensor]
-) -> Tensor:
+def plain_cell(call: CellCall, branches: Sequence[PlainBranch], gates_EO: Tensor, tensors: Sequence[Tensor]) -> Tensor:
     """A cell's output; `tensors` are inputs and weights as CellFunction takes them."""
     spec = call.layer.spec
     inputs, weights = tensors[: spec.inputs], tensors[spec.inputs :]
@@ -60,9 +59,7 @@ def plain_cell(
     return torch.cat([states[node] for node in spec.concat], 1)
 
 
-def plain_residual(
-    x_BCHW: Tensor, first: Tensor, second: Tensor, shortcut: Tensor
-) -> Tensor:
+def plain_residual(x_BCHW: Tensor, first: Tensor, second: Tensor, shortcut: Tensor) -> Tensor:
     """NAS-Bench-201's reduction: two ReLU-3x3-BN, the first of stride 2, plus 2x2 mean and 1x1."""
     y = plain_norm(F.conv2d(torch.relu(x_BCHW), first, None, 2, 1))
     y = plain_norm(F.conv2d(torch.relu(y), second, None, 1, 1))

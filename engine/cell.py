@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from ..kernels.reference import batchnorm
-from .ops import DirectOperation, Drop, Keep, NormalisedOperation, Operation, Source, Tape
+from .operation import DirectOperation, Drop, Keep, NormalisedOperation, Operation, Source, Tape
 from .preprocess import prepare, prepare_backward
 from .space import CellLayer, Edge
 
@@ -156,7 +156,8 @@ class _Backward:
         call = saved.call
         if saved.released and call.policy != "min":
             raise RuntimeError(
-                f"policy {call.policy} released the cell's maps in its first backward; run forward again, or use policy min"
+                f"policy {call.policy} released the cell's maps in its first backward; "
+                "run forward again, or use policy min"
             )
         saved.released = True
         self.saved, self.call, self.need_gates = saved, call, need_gates

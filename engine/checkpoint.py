@@ -106,7 +106,7 @@ def load(run: Path, config: SearchConfig) -> Checkpoint | None:
     for folder in folders:
         try:
             return _read(folder, config, tuple(warnings))
-        except _Damaged as fault:
+        except _DamagedError as fault:
             warnings.append(f"checkpoint {folder} is passed over: {fault}")
     if folders:
         raise CheckpointError(
@@ -116,7 +116,7 @@ def load(run: Path, config: SearchConfig) -> Checkpoint | None:
     return None
 
 
-class _Damaged(Exception):
+class _DamagedError(Exception):
     """A checkpoint that is to be passed over."""
 
 
@@ -124,21 +124,23 @@ def _read(folder: Path, config: SearchConfig, warnings: tuple[str, ...]) -> Chec
     manifest = _manifest(folder)
     if manifest["format"] > FORMAT:
         raise CheckpointError(
-            f"checkpoint {folder} is of a newer format", got=f"format {manifest['format']} by msgdas {manifest['version']}",
-            allowed=f"format {FORMAT}, this is msgdas {version('msgdas')}", next="pip install --upgrade msgdas",
-        )  # fmt: skip
+            f"checkpoint {folder} is of a newer format",
+            got=f"format {manifest['format']} by msgdas {manifest['version']}",
+            allowed=f"format {FORMAT}, this is msgdas {version('msgdas')}",
+            next="pip install --upgrade msgdas",
+        )
     _check_config(folder, manifest["config"], config)
     state = folder / STATE
     try:
         if state.stat().st_size != manifest["bytes"] or _digest(state) != manifest["sha256"]:
-            raise _Damaged("state.pt is not the file that was written (size or SHA-256 differ)")
+            raise _DamagedError("state.pt is not the file that was written (size or SHA-256 differ)")
         loaded = torch.load(state, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError) as error:
-        raise _Damaged(f"state.pt cannot be read ({error})") from None
+        raise _DamagedError(f"state.pt cannot be read ({error})") from None
     except UnpicklingError:
-        raise _Damaged("state.pt holds something else than tensors and plain values, and was not run") from None
+        raise _DamagedError("state.pt holds something else than tensors and plain values, and was not run") from None
     if not isinstance(loaded, dict):
-        raise _Damaged("state.pt holds no state")
+        raise _DamagedError("state.pt holds no state")
     return Checkpoint(int(manifest["step"]), loaded, folder, warnings)
 
 
@@ -146,10 +148,10 @@ def _manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise _Damaged(f"{MANIFEST} cannot be read ({error})") from None
+        raise _DamagedError(f"{MANIFEST} cannot be read ({error})") from None
     keys = {"format": int, "version": str, "step": int, "config": dict, "bytes": int, "sha256": str}
     if not isinstance(manifest, dict) or not all(isinstance(manifest.get(k), t) for k, t in keys.items()):
-        raise _Damaged(f"{MANIFEST} lacks {', '.join(keys)}")
+        raise _DamagedError(f"{MANIFEST} lacks {', '.join(keys)}")
     return manifest
 
 

@@ -18,7 +18,14 @@ from typing import Any, NoReturn
 
 from .config import FIELDS, SearchConfig, choices, parse_value, read_toml
 from .errors import (
-    CheckpointError, ConfigError, DataError, EngineError, GenotypeError, Interrupted, NumericsError, RunFolderError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    EngineError,
+    GenotypeError,
+    InterruptedSearchError,
+    NumericsError,
+    RunFolderError,
 )  # fmt: skip
 from .recipes import RECIPES, demo, recipe_named
 
@@ -90,9 +97,7 @@ def _add_search(commands: Any) -> None:
 
 
 def _add_show(commands: Any) -> None:
-    show = commands.add_parser(
-        "show", help="draw and count the cells of a run or a genotype file", allow_abbrev=False
-    )
+    show = commands.add_parser("show", help="draw and count the cells of a run or a genotype file", allow_abbrev=False)
     show.add_argument("target", metavar="RUN|GENOTYPE", help="a run folder, a genotype file, or FILE:NAME")
     for name in ("channels", "layers", "image", "classes"):
         show.add_argument(f"--{name}", type=int, help=f"{name} of the derived network")
@@ -110,7 +115,9 @@ def config_of(arguments: argparse.Namespace) -> SearchConfig:
     overrides: dict[str, Any] = read_toml(arguments.config) if arguments.config else {}
     recipe = overrides.pop("recipe", "demo")
     if not isinstance(recipe, str):
-        raise ConfigError("recipe has the wrong type", got=repr(recipe), allowed=", ".join(RECIPES), next="recipe = 'demo'")
+        raise ConfigError(
+            "recipe has the wrong type", got=repr(recipe), allowed=", ".join(RECIPES), next="msgdas search demo"
+        )
     given = vars(arguments)
     for name in FIELDS:
         if FIELDS[name].metadata["flag"] and name in given:
@@ -181,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "--debug" in words:
             raise
         print(f"msgdas: {error}", file=sys.stderr)
-        if isinstance(error, Interrupted):
+        if isinstance(error, InterruptedSearchError):
             return SIGNAL_EXIT + error.signum
         return EXIT_CODES[type(error)]
     except BrokenPipeError:

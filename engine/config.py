@@ -35,9 +35,7 @@ class SearchConfig:
     recipe: str = key("custom", "name of the recipe this started from", flag=False)
 
     space: str = key("darts", "search space: darts or nasbench201")
-    stem: Literal["cifar", "imagenet"] = key(
-        "cifar", "cifar keeps the image's side, imagenet divides it by 8"
-    )
+    stem: Literal["cifar", "imagenet"] = key("cifar", "cifar keeps the image's side, imagenet divides it by 8")
     channels: int = key(16, "channels C of a node in the first cell (DARTS: 16)")
     layers: int = key(8, "number of searched cells (DARTS: 8)")
 
@@ -81,17 +79,13 @@ class SearchConfig:
     dbi: Literal["dropblock", "dropout", "off"] = key(
         "dropblock", "Dropblock-Identity on stride-1 skip-connects: blocks, single values, or off"
     )
-    dbi_rate: float = key(
-        0.3, "drop rate of the first epoch, linear to 0 (ours; P-DARTS: 0.1 to 0.7)", flag=False
-    )
+    dbi_rate: float = key(0.3, "drop rate of the first epoch, linear to 0 (ours; P-DARTS: 0.1 to 0.7)", flag=False)
     teacher: Literal["auto", "none", "supernet", "ensemble", "ema"] = key(
         "auto", "super-net guidance; auto is ensemble for two or more sub-graphs, else none (ours)"
     )
     teacher_weight: float = key(0.5, "lambda, the share of the distillation loss (ours)", flag=False)
     teacher_temperature: float = key(1.0, "T of the distillation (US-Nets: 1)", flag=False)
-    teacher_start: float = key(
-        0.2, "share of the epochs before guidance begins (ours; Cream: 20 of 120)", flag=False
-    )
+    teacher_start: float = key(0.2, "share of the epochs before guidance begins (ours; Cream: 20 of 120)", flag=False)
     teacher_decay: float = key(0.999, "decay of the EMA teacher's weights (ours)", flag=False)
 
     epochs: int = key(50, "epochs over the W half (DARTS: 50)")
@@ -100,9 +94,7 @@ class SearchConfig:
     lr: float = key(0.025, "SGD's first learning rate, cosine to lr_min (DARTS: 0.025)", flag=False)
     lr_min: float = key(0.001, "SGD's last learning rate (DARTS: 0.001)", flag=False)
     momentum: float = key(0.9, "SGD's momentum (DARTS: 0.9)", flag=False)
-    weight_decay: float = key(
-        3e-4, "SGD's weight decay, on the weights that got a gradient (DARTS: 3e-4)", flag=False
-    )
+    weight_decay: float = key(3e-4, "SGD's weight decay, on the weights that got a gradient (DARTS: 3e-4)", flag=False)
     clip: float = key(5.0, "largest norm of the weights' gradient (DARTS: 5)", flag=False)
     alpha_lr: float = key(3e-4, "Adam's learning rate on alpha (DARTS: 3e-4)", flag=False)
     alpha_weight_decay: float = key(1e-3, "Adam's weight decay on alpha (DARTS: 1e-3)", flag=False)
@@ -214,9 +206,7 @@ def _check_policies(config: SearchConfig) -> None:
 
 def _check_combinations(config: SearchConfig) -> None:
     if config.device not in ("auto", "cpu") and not config.device.startswith("cuda"):
-        raise ConfigError(
-            "unknown device", got=config.device, allowed="auto, cpu, cuda, cuda:N", next="--device auto"
-        )
+        raise ConfigError("unknown device", got=config.device, allowed="auto, cpu, cuda, cuda:N", next="--device auto")
     if config.teacher == "ensemble" and (config.mode == "union" or config.k == 1):
         raise ConfigError(
             "the ensemble teacher averages two or more sub-graphs",

@@ -49,9 +49,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": {name: package_version(name) for name in PACKAGES},
         "cpu": {"model": cpu.model, "cores": cpu.cores, "memory_bytes": cpu.memory_bytes},
-        "gpus": [
-            {"name": gpu.name, "memory_bytes": gpu.memory_bytes, "driver": gpu.driver} for gpu in found.devices
-        ],
+        "gpus": [{"name": gpu.name, "memory_bytes": gpu.memory_bytes, "driver": gpu.driver} for gpu in found.devices],
         "no_gpu_because": found.reason,
         "affinity": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "arguments": [Path(sys.argv[0]).name, *sys.argv[1:]],

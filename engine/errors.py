@@ -52,7 +52,7 @@ class NumericsError(EngineError):
     """NaN or infinity in a loss, a gradient or alpha, found before the optimizer step."""
 
 
-class Interrupted(EngineError):
+class InterruptedSearchError(EngineError):
     """SIGTERM or Ctrl-C, after the step has been finished and saved.
 
     Attributes:

@@ -1,16 +1,12 @@
 """Candidate operations with hand-written backward formulas, each beside its plain form.
 
 Shape suffixes: B batch, H height, W width, C channels; engine maps are NHWC.
-
-An operation yields z; where it ends in BatchNorm (affine=False while searching), that BatchNorm and the gate
-belong to the node that sums, not to the operation. `plain` is the same operation under ordinary autograd,
-BatchNorm included: the oracle of the tests and the baseline of the benchmarks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -18,166 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..kernels.reference import batchnorm, conv, dropblock, pooling
+from ..kernels.reference import batchnorm, conv, pooling
+from .operation import DirectOperation, Keep, NormalisedOperation, Operation, Shape, Source, Tape, mask_by_relu_
 from .space import SKIP, ZERO
-
-Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Drop:
-    """Dropblock-Identity for one forward pass.
-
-    Attributes:
-        kind: blocks (DropBlock) or single values (dropout).
-        rate: drop rate, 0 to 0.9.
-        seed: of this step and sub-graph; cells and edges are mixed in, so the same seed gives the same masks.
-    """
-
-    kind: Literal["dropblock", "dropout"]
-    rate: float
-    seed: int
-
-    def mask(self, x_BHWC: Tensor, cell: int, edge: int) -> Tensor:
-        seed = (self.seed * 1_000_003 + cell * 1_009 + edge) % (1 << 63)
-        make = dropblock.block_mask if self.kind == "dropblock" else dropblock.value_mask
-        return make(x_BHWC, self.rate, seed)
-
-
-@dataclass(frozen=True, slots=True)
-class Keep:
-    """Which of an operation's intermediate maps its tape keeps between two passes.
-
-    Attributes:
-        taps: inputs of pointwise convolutions (needed for their weight gradients only).
-        inner: inputs of inner BatchNorms.
-        activations: inputs of inner depthwise convolutions (one ReLU away from `inner`).
-    """
-
-    taps: bool = False
-    inner: bool = False
-    activations: bool = False
-
-
-@dataclass(slots=True)
-class Tape:
-    """What one sampled operation remembers between forward and backward.
-
-    Attributes:
-        weights: the operation's parameters, detached.
-        stride: of the edge.
-        need_w: whether weight gradients are wanted.
-        drop_mask: makes the mask of Dropblock-Identity for a map, or None.
-        inner_stats: of inner BatchNorms, from the first pass on.
-        maps: kept intermediate maps by name; backward takes them out as it goes.
-        weight_grads: one for each weight, after backward.
-    """
-
-    weights: Sequence[Tensor]
-    stride: int
-    need_w: bool
-    drop_mask: Callable[[Tensor], Tensor] | None = None
-    inner_stats: list[batchnorm.Stats] = field(default_factory=list)
-    maps: dict[str, Tensor] = field(default_factory=dict)
-    weight_grads: list[Tensor | None] = field(default_factory=list)
-
-
-class Source:
-    """A state as the operations of one edge read it: its ReLU is made once, its gradients are summed once.
-
-    Attributes:
-        x: the state's map.
-        grad: its gradient so far, None for zero; written in place.
-        need_x: whether a gradient is wanted at all.
-    """
-
-    __slots__ = ("_relu", "_relu_grad", "grad", "need_x", "x")
-
-    def __init__(self, x_BHWC: Tensor, grad: Tensor | None = None, need_x: bool = False) -> None:
-        self.x = x_BHWC
-        self.grad = grad
-        self.need_x = need_x
-        self._relu: Tensor | None = None
-        self._relu_grad: Tensor | None = None
-
-    def relu(self) -> Tensor:
-        if self._relu is None:
-            self._relu = torch.relu(self.x)
-        return self._relu
-
-    def add_grad(self, dx_BHWC: Tensor | None) -> None:
-        """Take over dx (it may be overwritten later)."""
-        if dx_BHWC is None:
-            return
-        if self.grad is None:
-            self.grad = dx_BHWC
-        else:
-            self.grad.add_(dx_BHWC)
-
-    def add_relu_grad(self, da_BHWC: Tensor | None) -> None:
-        """Take over the gradient of relu(x)."""
-        if da_BHWC is None:
-            return
-        if self._relu_grad is None:
-            self._relu_grad = da_BHWC
-        else:
-            self._relu_grad.add_(da_BHWC)
-
-    def relu_grad_buffer(self) -> Tensor:
-        """The gradient of relu(x) so far, as a map to add into."""
-        if self._relu_grad is None:
-            self._relu_grad = torch.zeros_like(self.relu())
-        return self._relu_grad
-
-    def close(self) -> None:
-        """Pass the ReLU's gradient on and forget the edge's maps."""
-        if self._relu_grad is not None:
-            self.add_grad(_mask_by_relu_(self._relu_grad, self.relu()))
-        self._relu = self._relu_grad = None
-
-
-def _mask_by_relu_(grad: Tensor, relu: Tensor) -> Tensor:
-    return torch.ops.aten.threshold_backward.grad_input(grad, relu, 0, grad_input=grad)
-
-
-class Operation:
-    """One candidate operation; stateless, so one object serves all edges.
-
-    Attributes:
-        is_identity: whether Dropblock-Identity applies to it.
-    """
-
-    is_identity = False
-
-    def weight_shapes(self, channels: int, stride: int) -> tuple[Shape, ...]:
-        """Shapes of the parameters for a map of `channels` channels."""
-        return ()
-
-    def forward(self, tape: Tape, source: Source, keep: Keep) -> Tensor:
-        """z of the source's state; a second call on the same tape reuses the inner statistics of the first."""
-        raise NotImplementedError
-
-    def plain(self, x_BCHW: Tensor, weights: Sequence[Tensor], stride: int) -> Tensor:
-        """The whole operation under ordinary autograd, NCHW in shape, any memory format."""
-        raise NotImplementedError
-
-
-class NormalisedOperation(Operation):
-    """Ends in a BatchNorm that the node applies."""
-
-    def backward(self, tape: Tape, source: Source, dz_BHWC: Tensor) -> None:
-        """Add to the source's gradient and fill the tape's weight gradients; dz may be overwritten."""
-        raise NotImplementedError
-
-
-class DirectOperation(Operation):
-    """Its output is added to the node as it is."""
-
-    def backward(
-        self, tape: Tape, source: Source, dy_BHWC: Tensor, gate: float, need_gate: bool
-    ) -> Tensor | None:
-        """As above for out = gate * op(x), whose gradient dy must not be written to; the gate's gradient [] if wanted."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +92,7 @@ class DepthwiseSeparable(NormalisedOperation):
     @staticmethod
     def _through_norm(da: Tensor, a: Tensor, z: Tensor, stats: batchnorm.Stats) -> Tensor:
         """Gradient of an inner BatchNorm's input; overwrites da and z."""
-        dy = _mask_by_relu_(da, a)
+        dy = mask_by_relu_(da, a)
         sum_dy = batchnorm.sum_rows(dy)
         sum_dy_xhat = batchnorm.sum_dy_xhat(dy, z, stats, sum_dy)
         return batchnorm.input_grad(dy, z, stats, sum_dy, sum_dy_xhat, 1.0, overwrite_z=True)
@@ -322,9 +161,7 @@ class AveragePool(DirectOperation):
     def forward(self, tape: Tape, source: Source, keep: Keep) -> Tensor:
         return pooling.avg_pool(source.x, tape.stride)
 
-    def backward(
-        self, tape: Tape, source: Source, dy_BHWC: Tensor, gate: float, need_gate: bool
-    ) -> Tensor | None:
+    def backward(self, tape: Tape, source: Source, dy_BHWC: Tensor, gate: float, need_gate: bool) -> Tensor | None:
         dgate = (dy_BHWC * pooling.avg_pool(source.x, tape.stride)).sum() if need_gate else None
         if source.need_x:
             source.add_grad(pooling.avg_pool_input_grad(dy_BHWC * gate, source.x, tape.stride))
@@ -342,9 +179,7 @@ class Skip(DirectOperation):
     def forward(self, tape: Tape, source: Source, keep: Keep) -> Tensor:
         return source.x if tape.drop_mask is None else source.x * tape.drop_mask(source.x)
 
-    def backward(
-        self, tape: Tape, source: Source, dy_BHWC: Tensor, gate: float, need_gate: bool
-    ) -> Tensor | None:
+    def backward(self, tape: Tape, source: Source, dy_BHWC: Tensor, gate: float, need_gate: bool) -> Tensor | None:
         if tape.drop_mask is not None:
             dy_BHWC = dy_BHWC * tape.drop_mask(source.x)
         dgate = torch.mul(dy_BHWC, source.x).sum() if need_gate else None
@@ -434,9 +269,7 @@ class ModuleOperation(DirectOperation):
     def forward(self, tape: Tape, source: Source, keep: Keep) -> Tensor:
         return conv.bhwc(self._call(conv.bchw(source.x), tape.weights, tape.stride))
 
-    def backward(
-        self, tape: Tape, source: Source, dy_BHWC: Tensor, gate: float, need_gate: bool
-    ) -> Tensor | None:
+    def backward(self, tape: Tape, source: Source, dy_BHWC: Tensor, gate: float, need_gate: bool) -> Tensor | None:
         with torch.enable_grad():
             x = source.x.detach().requires_grad_(source.need_x)
             weights = [weight.detach().requires_grad_(tape.need_w) for weight in tape.weights]

@@ -13,9 +13,7 @@ from torch import Tensor
 from ..kernels.reference import batchnorm, conv
 
 
-def prepare(
-    x_BHWC: Tensor, weights: Sequence[Tensor], stats: batchnorm.Stats | None
-) -> tuple[Tensor, batchnorm.Stats]:
+def prepare(x_BHWC: Tensor, weights: Sequence[Tensor], stats: batchnorm.Stats | None) -> tuple[Tensor, batchnorm.Stats]:
     """(normalised map, its statistics); given statistics are used again, so a second pass gives the same map.
 
     One weight [O, C] is a 1x1 convolution, two of [O / 2, C] are a FactorizedReduce.

@@ -17,9 +17,7 @@ class RecomputeFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, function: Callable[..., Tensor], x: Tensor, *weights: Tensor
-    ) -> Tensor:
+    def forward(ctx: FunctionCtx, function: Callable[..., Tensor], x: Tensor, *weights: Tensor) -> Tensor:
         ctx.function = function  # type: ignore[attr-defined]
         ctx.save_for_backward(x, *weights)
         return function(x, *weights)

@@ -105,8 +105,7 @@ class Sampler(nn.Module):
         """
         with torch.set_grad_enabled(grad):
             draws = {
-                spec.kind: self._draw_cell(spec.kind, step, number, tau)
-                for number, spec in enumerate(self.space.cells)
+                spec.kind: self._draw_cell(spec.kind, step, number, tau) for number, spec in enumerate(self.space.cells)
             }
         networks = tuple(
             {kind: paths[number] for kind, (paths, _, _) in draws.items()}
@@ -117,9 +116,7 @@ class Sampler(nn.Module):
             log_probability = torch.stack([log_p for _, _, log_p in draws.values()]).sum()
         return Sample(networks, {kind: indices for kind, (_, indices, _) in draws.items()}, log_probability)
 
-    def _draw_cell(
-        self, kind: str, step: int, stream: int, tau: float
-    ) -> tuple[list[CellPaths], Tensor, Tensor]:
+    def _draw_cell(self, kind: str, step: int, stream: int, tau: float) -> tuple[list[CellPaths], Tensor, Tensor]:
         config, alpha_EO = self.config, self.alpha[kind]
         log_p_EO = torch.log_softmax(alpha_EO, -1)
         scores_EO = log_p_EO
@@ -193,9 +190,7 @@ class Sampler(nn.Module):
     def mixture(self) -> Paths:
         """All operations weighted by softmax(alpha), without gradient: the dense super-net."""
         every = tuple(range(self.space.num_operations))
-        return {
-            kind: CellPaths((every,) * len(gates_EO), gates_EO) for kind, gates_EO in self.probabilities().items()
-        }
+        return {kind: CellPaths((every,) * len(gates_EO), gates_EO) for kind, gates_EO in self.probabilities().items()}
 
     @torch.no_grad()
     def renormalise_(self, before: Mapping[str, Tensor], sample: Sample) -> None:

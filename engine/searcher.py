@@ -23,7 +23,7 @@ from .data import load
 from .derive import derive, skip_count
 from .draw import save_cells
 from .environment import environment
-from .errors import CheckpointError, ConfigError, Interrupted, NumericsError, RunFolderError
+from .errors import CheckpointError, ConfigError, InterruptedSearchError, NumericsError, RunFolderError
 from .evaluate import evaluate, genotype_paths
 from .genotype import Genotype
 from .images import FolderImages
@@ -194,9 +194,7 @@ class _Run:
         if self.stop():
             self._interrupt()
 
-    def _checked(
-        self, phase: str, take: Callable[..., Any], batch: Batch, moment: Moment, first: bool
-    ) -> Any:
+    def _checked(self, phase: str, take: Callable[..., Any], batch: Batch, moment: Moment, first: bool) -> Any:
         """Take a step; measure its memory if it is the epoch's first; keep the evidence if it is not finite."""
         images, labels = batch.images_BCHW.to(self.device), batch.labels_B.to(self.device)
         try:
@@ -269,7 +267,7 @@ class _Run:
         if start.state["fingerprint"] != self.fingerprint:
             raise CheckpointError(
                 f"checkpoint {start.path} was made with other images", got=self.fingerprint,
-                allowed=start.state["fingerprint"], next=f"put the data back, or search anew without --resume",
+                allowed=start.state["fingerprint"], next="put the data back, or search anew without --resume",
             )  # fmt: skip
         self.learner.load_state_dict(start.state["learner"])
         self.step, self.epoch_closed = start.step, start.state["epoch_closed"]
@@ -290,7 +288,7 @@ class _Run:
     def _interrupt(self) -> None:
         assert self.stop.raised is not None
         self._save(last=True)
-        raise Interrupted(self.stop.raised, next=f"msgdas search --resume {self.folder.path}")
+        raise InterruptedSearchError(self.stop.raised, next=f"msgdas search --resume {self.folder.path}")
 
     def _finish(self) -> SearchResult:
         alpha = {kind: values.tolist() for kind, values in self.learner.sampler.alpha.items()}

@@ -228,9 +228,7 @@ def _nasbench201_skeleton(spec: CellSpec, channels: int, layers: int) -> Skeleto
             channels *= 2
         built += [CellLayer(spec, (channels,), channels, reduced_before=False)] * (layers // 3)
     stem_channels = channels // 4
-    return Skeleton(
-        (StemSpec((ConvSpec(3, stem_channels, 1),)),), tuple(built), channels, norm_head=True, stride=4
-    )
+    return Skeleton((StemSpec((ConvSpec(3, stem_channels, 1),)),), tuple(built), channels, norm_head=True, stride=4)
 
 
 def search_skeleton(space: SearchSpace, *, channels: int, layers: int, stem: StemKind) -> Skeleton:
@@ -264,9 +262,7 @@ def search_skeleton(space: SearchSpace, *, channels: int, layers: int, stem: Ste
     return _darts_skeleton(normal, reduce, channels, layers, stem, stem_channels=3 * channels)
 
 
-def derived_skeleton(
-    normal: CellSpec, reduce: CellSpec, *, channels: int, layers: int, stem: StemKind
-) -> Skeleton:
-    """DARTS' network for a derived cell: the stem has 3C channels on CIFAR and C on ImageNet (quark0/darts, cnn/model.py)."""
+def derived_skeleton(normal: CellSpec, reduce: CellSpec, *, channels: int, layers: int, stem: StemKind) -> Skeleton:
+    """DARTS' network for a derived cell: 3C stem channels on CIFAR, C on ImageNet (quark0/darts, cnn/model.py)."""
     stem_channels = 3 * channels if stem == "cifar" else channels
     return _darts_skeleton(normal, reduce, channels, layers, stem, stem_channels)

@@ -18,7 +18,7 @@ from torch import Tensor
 from .config import SearchConfig
 from .errors import NumericsError
 from .guidance import Guidance
-from .ops import Drop
+from .operation import Drop
 from .sampler import Paths, Sample, Sampler
 from .supernet import SuperNet
 
@@ -74,9 +74,7 @@ class Learner:
             gradients in a W step, as the published DARTS code does (for baselines).
     """
 
-    def __init__(
-        self, config: SearchConfig, net: SuperNet, sampler: Sampler, *, all_gradients: bool = False
-    ) -> None:
+    def __init__(self, config: SearchConfig, net: SuperNet, sampler: Sampler, *, all_gradients: bool = False) -> None:
         self.config, self.net, self.sampler = config, net, sampler
         self.all_gradients = all_gradients
         self.guidance = Guidance(config, net, sampler)
@@ -204,10 +202,8 @@ class Learner:
             _require_finite({"alpha": float("nan")}, "alpha", moment, sample)
         return AlphaResult(loss, norm)
 
-    def _gate_gradient(
-        self, images: Tensor, labels: Tensor, sample: Sample, drops: Sequence[Drop | None]
-    ) -> float:
-        """Backward through the gates; sequential networks share alpha's graph, so their gate gradients are gathered first."""
+    def _gate_gradient(self, images: Tensor, labels: Tensor, sample: Sample, drops: Sequence[Drop | None]) -> float:
+        """Backward through the gates; the networks share alpha's graph, so their gradients are gathered first."""
         leaves = _GateLeaves(sample)
         losses = []
         with self._weights_frozen():
@@ -225,9 +221,7 @@ class Learner:
         leaves.backward()
         return _mean(losses)
 
-    def _score_gradient(
-        self, images: Tensor, labels: Tensor, sample: Sample, drops: Sequence[Drop | None]
-    ) -> float:
+    def _score_gradient(self, images: Tensor, labels: Tensor, sample: Sample, drops: Sequence[Drop | None]) -> float:
         """(mean loss - baseline) * grad log P: forward passes only."""
         assert sample.log_probability is not None
         with torch.no_grad():

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from .autograd_net import PlainBranch, plain_cell, plain_residual, plain_stem
 from .cell import Branch, CellCall, CellFunction
-from .ops import TABLES, Drop, Operation, plain_norm, operation_at
+from .operation import Drop, Operation
+from .ops import TABLES, operation_at, plain_norm
 from .recompute import RecomputeFunction
 from .sampler import CellPaths, Paths
 from .space import ZERO, CellLayer, ResidualLayer, SearchSpace, StemKind, StemSpec, search_skeleton
@@ -73,7 +74,9 @@ class SuperNet(nn.Module):
     def _layer_parameters(self, make: _ParameterMaker, layer: CellLayer | ResidualLayer) -> nn.Module:
         if isinstance(layer, ResidualLayer):
             c_in, c = layer.channels_in, layer.channels
-            return nn.ParameterList([make.uniform(c, c_in, 3, 3), make.uniform(c, c, 3, 3), make.uniform(c, c_in, 1, 1)])
+            return nn.ParameterList(
+                [make.uniform(c, c_in, 3, 3), make.uniform(c, c, 3, 3), make.uniform(c, c_in, 1, 1)]
+            )
         preprocess = nn.ModuleList()
         for number, c_in in enumerate(layer.channels_in if layer.spec.preprocess else ()):
             halves = 2 if number == 0 and layer.reduced_before else 1

@@ -54,9 +54,12 @@ def gpus() -> Gpus:
             memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
             devices.append(
                 GpuFacts(
-                    _text(pynvml.nvmlDeviceGetName(handle)), _text(pynvml.nvmlDeviceGetUUID(handle)),
-                    int(memory.total), int(memory.used), driver,
-                )  # fmt: skip
+                    _text(pynvml.nvmlDeviceGetName(handle)),
+                    _text(pynvml.nvmlDeviceGetUUID(handle)),
+                    int(memory.total),
+                    int(memory.used),
+                    driver,
+                )
             )
         return Gpus(tuple(devices), None if devices else "NVML: no devices")
     except pynvml.NVMLError as error:

@@ -37,9 +37,7 @@ class LiveBytes(TorchDispatchMode):
         result = func(*args, **kwargs)
         # A result that shares its storage with an argument is a view or an in-place write, not a birth.
         arguments = {
-            value.untyped_storage()._cdata
-            for value in tree_iter((args, kwargs))
-            if isinstance(value, torch.Tensor)
+            value.untyped_storage()._cdata for value in tree_iter((args, kwargs)) if isinstance(value, torch.Tensor)
         }
         for value in tree_iter(result):
             if isinstance(value, torch.Tensor) and value.untyped_storage()._cdata not in arguments:

@@ -40,7 +40,9 @@ def test_plain_dense_darts_costs_what_was_published():
 
 
 def test_policies_are_ordered_in_memory():
-    peaks = [peak_bytes(**{**SMALL, "batch": 16}, k=4, policy=policy) for policy in ("min", "nodes", "bn", "all", "autograd")]
+    peaks = [
+        peak_bytes(**{**SMALL, "batch": 16}, k=4, policy=policy) for policy in ("min", "nodes", "bn", "all", "autograd")
+    ]
     assert peaks == sorted(peaks)
     assert peaks[-1] > 4 * peaks[0]
 
@@ -51,7 +53,9 @@ def test_policies_are_ordered_in_memory():
 def test_every_method_takes_steps(method, policy, space):
     options = {**SMALL, "method": method, "policy": policy, "space": space}
     if method != "msg":
-        options |= {"k": 8 if space == "darts" else 5, "mode": "union"} if method == "darts" else {"k": 1, "mode": "subgraphs"}
+        options |= (
+            {"k": 8 if space == "darts" else 5, "mode": "union"} if method == "darts" else {"k": 1, "mode": "subgraphs"}
+        )
     step = build_step(**options)
     assert torch.isfinite(step.forward())
     step.step()

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
-from msgdas.engine.ops import Drop
+from msgdas.engine.operation import Drop
 from msgdas.engine.recipes import demo
 from msgdas.engine.sampler import Sampler
 from msgdas.engine.space import space_named

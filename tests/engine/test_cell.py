@@ -9,7 +9,8 @@ import pytest
 import torch
 from msgdas.engine import stem as stem_module
 from msgdas.engine.cell import CellFunction
-from msgdas.engine.ops import DARTS_TABLE, Drop, ModuleOperation
+from msgdas.engine.operation import Drop
+from msgdas.engine.ops import DARTS_TABLE, ModuleOperation
 from msgdas.engine.recompute import RecomputeFunction
 from msgdas.engine.space import SPACES
 from msgdas.engine.supernet import SuperNet
@@ -200,7 +201,10 @@ def test_the_engine_is_one_function_per_cell():
     assert issubclass(CellFunction, torch.autograd.Function)
     sampler = sampler_of(k=2, mode="union")
     net = SuperNet(sampler.space, channels=4, layers=3, classes=5)
-    logits = net(torch.randn(2, 3, 16, 16), sampler_of(k=2, mode="union", dtype=torch.float32).draw(0, 1.0, grad=False).networks[0])
+    logits = net(
+        torch.randn(2, 3, 16, 16),
+        sampler_of(k=2, mode="union", dtype=torch.float32).draw(0, 1.0, grad=False).networks[0],
+    )
     seen, todo, cells = set(), [logits.grad_fn], 0
     while todo:
         node = todo.pop()

@@ -143,7 +143,19 @@ def test_every_error_class_has_an_exit_code_of_its_own():
 def test_flags_go_over_toml_over_recipe(tmp_path):
     path = tmp_path / "c.toml"
     path.write_text("\ufeffrecipe = 'demo'\nk = 4\nepochs = 9\ntau_max = 5\n", encoding="utf-8")
-    words = ["search", "--config", str(path), "--epochs", "3", "--warmup", "1", "--set", "momentum=0.5", "--download", "true"]
+    words = [
+        "search",
+        "--config",
+        str(path),
+        "--epochs",
+        "3",
+        "--warmup",
+        "1",
+        "--set",
+        "momentum=0.5",
+        "--download",
+        "true",
+    ]
     config = config_of(parser().parse_args(words))
     assert (config.k, config.epochs, config.tau_max, config.momentum, config.download) == (4, 3, 5, 0.5, True)
     assert config.channels == demo().channels

@@ -105,7 +105,9 @@ def test_reader_never_raises(data):
         assert isinstance(read_metrics(path), list)
 
 
-@given(st.lists(st.dictionaries(st.text(max_size=3), st.integers() | st.floats(allow_nan=False) | st.none())), st.data())
+@given(
+    st.lists(st.dictionaries(st.text(max_size=3), st.integers() | st.floats(allow_nan=False) | st.none())), st.data()
+)
 def test_reader_gets_every_whole_row_of_any_prefix(rows, data):
     import tempfile
 

@@ -32,5 +32,7 @@ def test_fault_03_a_second_signal_acts_at_once():
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(30)
     """
-    result = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=20)
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=20
+    )
     assert result.returncode == -signal.SIGTERM and result.stdout == "still here\n"

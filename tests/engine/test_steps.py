@@ -1,4 +1,4 @@
-"""Steps on weights and alpha: execution modes agree, guidance obeys its rule, nothing that is not finite gets through."""
+"""Steps on weights and alpha: execution modes agree, guidance obeys its rule, NaN gets nowhere."""
 
 from __future__ import annotations
 

@@ -86,7 +86,10 @@ def test_average_pool_leaves_the_padding_out(height, stride):
 
 
 def test_batchnorm_and_the_gate_gradient_that_comes_for_free():
-    z, gate = maps(3, 4, 5, 6).mul(2).add(1).requires_grad_(), torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    z, gate = (
+        maps(3, 4, 5, 6).mul(2).add(1).requires_grad_(),
+        torch.tensor(0.7, dtype=torch.float64, requires_grad=True),
+    )
     out = gate * F.batch_norm(nchw(z), None, None, training=True, eps=batchnorm.EPSILON)
     dy = maps(3, 4, 5, 6, seed=1)
     dz, dgate = torch.autograd.grad(out, (z, gate), nchw(dy))
@@ -124,7 +127,7 @@ def test_dropblock_drops_whole_blocks():
     mask = dropblock.block_mask(torch.ones(8, 16, 16, 4), 0.05, seed=1)
     dropped = nchw((mask == 0).double())
     opened = F.max_pool2d(-F.max_pool2d(-F.pad(dropped, [2] * 4), 5, 1), 5, 1, 2)
-    assert torch.equal(opened[:, :, : 16, : 16] >= dropped, torch.ones_like(dropped, dtype=torch.bool))
+    assert torch.equal(opened[:, :, :16, :16] >= dropped, torch.ones_like(dropped, dtype=torch.bool))
     assert 0 < dropped.mean() < 0.2
 
 
