@@ -122,9 +122,11 @@ def draw_cells(genotype: Genotype) -> Figure:
     for spec in specs:
         if spec.nodes > MAX_NODES:
             raise GenotypeError(
-                f"cell {spec.kind} is too large to draw", got=f"{spec.nodes} nodes", allowed=f"{MAX_NODES} or fewer",
+                f"cell {spec.kind} is too large to draw",
+                got=f"{spec.nodes} nodes",
+                allowed=f"{MAX_NODES} or fewer",
                 next="msgdas show FILE with a smaller cell",
-            )  # fmt: skip
+            )
     layouts = [_lay_out(spec) for spec in specs]
     width = max(layout.width for layout in layouts) + 2 * MARGIN
     height = sum(layout.height for layout in layouts) + CELL_GAP * (len(layouts) - 1) + 2 * MARGIN
@@ -173,10 +175,14 @@ def _draw_cell(axes: Axes, genotype: Genotype, spec: CellSpec, layout: _Layout, 
 def _draw_title(axes: Axes, genotype: Genotype, spec: CellSpec, corner: tuple[float, float]) -> None:
     x, y = corner
     title = "cell" if spec.kind == "cell" else f"{spec.kind} cell"
-    states = ", ".join(map(str, sorted(spec.concat)))
-    note = f"output: {'node' if len(spec.concat) == 1 else 'nodes'} {states}"
-    if len(spec.concat) > 1:
-        note += " joined on the channel axis"
+    if len(spec.concat) == 1:
+        note = f"output: node {spec.concat[0]}"
+    else:
+        # A longer list would run out of the narrowest picture.
+        states = (
+            ", ".join(map(str, spec.concat)) if len(spec.concat) <= 8 else f"({len(spec.concat)} of them)"
+        )
+        note = f"output: nodes {states} joined on the channel axis"
     if spec.reduction:
         note += "; operations on inputs have stride 2"
     if genotype.space == NASBENCH201.name:
