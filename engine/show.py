@@ -1,0 +1,219 @@
+"""`msgdas show`: the cells, alpha and the cost of the derived network, as text or JSON, and the cells' pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .counting import Cost, count
+from .derive import skip_count
+from .draw import save_cells
+from .errors import RunFolderError
+from .genotype import Genotype
+from .genotype_text import load_any
+from .rundir import GENOTYPE, METRICS, read_metrics
+from .space import NASBENCH201, SPACES, SearchSpace, StemKind
+
+SVG, PNG = "cells.svg", "cells.png"
+IMAGENET_SIDE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """What is shown: a genotype, with alpha where a run tells it, and the folder for its pictures."""
+
+    genotype: Genotype
+    folder: Path
+    epoch: int | None = None
+    alpha: Mapping[str, list[list[float]]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Size:
+    channels: int
+    layers: int
+    image: int
+    classes: int
+    stem: StemKind
+
+
+def show(
+    target: str,
+    *,
+    channels: int | None = None,
+    layers: int | None = None,
+    image: int | None = None,
+    classes: int | None = None,
+    stem: StemKind | None = None,
+    out: Path | None = None,
+    as_json: bool = False,
+) -> str:
+    """What `msgdas show` prints; writes cells.svg and cells.png.
+
+    Args:
+        target: a run folder, a genotype file as `load_any` reads it, or `FILE:NAME`.
+        channels, layers, image, classes, stem: of the derived network. Without them DARTS cells are counted at
+            C=36, 20 layers, 32 px, 10 classes and NAS-Bench-201 cells at C=16, 15 layers; the stem of DARTS
+            cells is ImageNet's from 64 px on.
+        out: folder for the pictures, made where missing; otherwise the run folder or the file's folder.
+        as_json: whether to return JSON.
+
+    Raises:
+        GenotypeError: where the target is missing or not a genotype.
+        RunFolderError: for a run folder without a genotype, or an `out` that cannot be written to.
+        ConfigError: for a size that the network cannot have.
+    """
+    subject = _subject(target)
+    size = _size(subject.genotype, channels, layers, image, classes, stem)
+    cost = count(subject.genotype, **asdict(size))
+    pictures, trouble = _save_pictures(subject, out)
+    if as_json:
+        return json.dumps(_as_dict(subject, size, cost, pictures), indent=2)
+    where = (
+        f"pictures: {pictures['svg']}, {pictures['png']}"
+        if pictures
+        else f"no pictures: {trouble}; --out DIR"
+    )
+    return "\n".join([*_cell_lines(subject), *_alpha_lines(subject), *_cost_lines(size, cost), where])
+
+
+def _subject(target: str) -> _Subject:
+    path = Path(target)
+    if not path.is_dir():
+        own = path if path.exists() else Path(target.rpartition(":")[0])
+        return _Subject(load_any(target), own.parent)
+    rows = [row for row in read_metrics(path / METRICS) if row.get("kind") == "epoch"]
+    last: dict[str, Any] = rows[-1] if rows else {}
+    if (path / GENOTYPE).exists():
+        genotype = load_any(path / GENOTYPE)
+    elif "genotype" in last:
+        genotype = Genotype.from_json_dict(last["genotype"])
+    else:
+        raise RunFolderError(
+            f"{path} holds no genotype yet",
+            got=f"neither {GENOTYPE} nor an epoch in {METRICS}",
+            allowed="a run folder with one finished epoch",
+            next=f"msgdas search --resume {path}",
+        )
+    epoch = last.get("epoch")
+    return _Subject(
+        genotype, path, epoch if isinstance(epoch, int) else None, _known_alpha(genotype, last.get("alpha"))
+    )
+
+
+def _known_alpha(genotype: Genotype, alpha: object) -> dict[str, list[list[float]]] | None:
+    """The epoch row's probabilities, or None where they are not a table of the genotype's space."""
+    space = SPACES[genotype.space]
+    if not isinstance(alpha, dict) or set(alpha) != {spec.kind for spec in space.cells}:
+        return None
+    for spec in space.cells:
+        rows = alpha[spec.kind]
+        if not isinstance(rows, list) or len(rows) != len(spec.edges):
+            return None
+        if not all(_is_row(space, row) for row in rows):
+            return None
+    return alpha
+
+
+def _is_row(space: SearchSpace, row: object) -> bool:
+    return (
+        isinstance(row, list)
+        and len(row) == space.num_operations
+        and all(type(value) in (int, float) and math.isfinite(value) for value in row)
+    )
+
+
+def _size(
+    genotype: Genotype,
+    channels: int | None,
+    layers: int | None,
+    image: int | None,
+    classes: int | None,
+    stem: StemKind | None,
+) -> _Size:
+    tabular = genotype.space == NASBENCH201.name
+    side = 32 if image is None else image
+    usual: StemKind = "imagenet" if side >= IMAGENET_SIDE and not tabular else "cifar"
+    return _Size(
+        channels=(16 if tabular else 36) if channels is None else channels,
+        layers=(15 if tabular else 20) if layers is None else layers,
+        image=side,
+        classes=10 if classes is None else classes,
+        stem=usual if stem is None else stem,
+    )
+
+
+def _save_pictures(subject: _Subject, out: Path | None) -> tuple[dict[str, str] | None, str]:
+    """The files written and "", or None and why; a folder that the user named must take them."""
+    folder = subject.folder if out is None else out
+    try:
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+        save_cells(subject.genotype, folder / SVG, folder / PNG)
+    except OSError as error:
+        if out is None:
+            return None, f"cannot write to {folder} ({error.strerror})"
+        raise RunFolderError(
+            f"cannot write the pictures to {out}",
+            got=error.strerror,
+            allowed="a writable folder",
+            next="another --out",
+        ) from None
+    return {"svg": str(folder / SVG), "png": str(folder / PNG)}, ""
+
+
+def _cell_lines(subject: _Subject) -> list[str]:
+    genotype, skips = subject.genotype, skip_count(subject.genotype)
+    lines = [genotype.arch] if genotype.space == NASBENCH201.name else []
+    for kind in genotype.kinds:
+        spec = genotype.spec(kind)
+        lines.append(f"{kind} (output {', '.join(map(str, spec.concat))}; skip-connects {skips[kind]})")
+        for node, pairs in enumerate(genotype.node_pairs(kind), start=spec.inputs):
+            terms = " + ".join(f"{operation}({source})" for operation, source in pairs)
+            lines.append(f"  {node} = {terms}")
+    return lines
+
+
+def _alpha_lines(subject: _Subject) -> list[str]:
+    if subject.alpha is None:
+        return []
+    space = SPACES[subject.genotype.space]
+    width = max(map(len, space.operations))
+    lines = []
+    for spec in space.cells:
+        lines.append(f"alpha of {spec.kind} after epoch {subject.epoch} (probabilities)")
+        lines.append("  edge   " + " ".join(f"{operation:>{width}}" for operation in space.operations))
+        for edge, row in zip(spec.edges, subject.alpha[spec.kind], strict=True):
+            lines.append(
+                f"  {edge.source} -> {edge.target} " + " ".join(f"{value:>{width}.3f}" for value in row)
+            )
+    return lines
+
+
+def _cost_lines(size: _Size, cost: Cost) -> list[str]:
+    head = "" if cost.params_with_aux is None else f" ({cost.params_with_aux:,} with the auxiliary head)"
+    return [
+        f"derived network: C={size.channels}, {size.layers} layers, {size.image} px, {size.classes} classes, "
+        f"{size.stem} stem",
+        f"  parameters {cost.params:,}{head}",
+        f"  MACs {cost.macs:,} (convolutions and classifier, one image)",
+        f"  FLOPs {cost.flops:,} (= 2 x MACs)",
+    ]
+
+
+def _as_dict(subject: _Subject, size: _Size, cost: Cost, pictures: dict[str, str] | None) -> dict[str, Any]:
+    return {
+        "space": subject.genotype.space,
+        "genotype": subject.genotype.to_json_dict(),
+        "skips": skip_count(subject.genotype),
+        "epoch": subject.epoch,
+        "alpha": subject.alpha,
+        "network": asdict(size),
+        **asdict(cost),
+        "flops": cost.flops,
+        "pictures": pictures,
+    }
