@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -123,7 +122,7 @@ def _is_row(space: SearchSpace, row: object) -> bool:
     return (
         isinstance(row, list)
         and len(row) == space.num_operations
-        and all(type(value) in (int, float) and math.isfinite(value) for value in row)
+        and all(type(value) in (int, float) and 0 <= value <= 1 for value in row)
     )
 
 
