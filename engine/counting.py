@@ -58,9 +58,7 @@ class _Part:
         return _Part(self.params + other.params, self.macs + other.macs)
 
 
-def count(
-    genotype: Genotype, *, channels: int, layers: int, image: int, classes: int, stem: StemKind
-) -> Cost:
+def count(genotype: Genotype, *, channels: int, layers: int, image: int, classes: int, stem: StemKind) -> Cost:
     """Cost of the derived network.
 
     Args:
@@ -92,9 +90,7 @@ def count(
         part, side = _stem(spec, side)
         total += part
     for layer in skeleton.layers:
-        part, side = (
-            _residual(layer, side) if isinstance(layer, ResidualLayer) else _cell(genotype, layer, side)
-        )
+        part, side = _residual(layer, side) if isinstance(layer, ResidualLayer) else _cell(genotype, layer, side)
         total += part
     aux = None if genotype.space == NASBENCH201.name else total.params + _aux_params(skeleton, classes, stem)
     return Cost(total.params, aux, total.macs)

@@ -18,9 +18,7 @@ def softmax(logits: Sequence[float]) -> list[float]:
     return [weight / total for weight in weights]
 
 
-def probabilities(
-    space: SearchSpace, alpha: Mapping[str, Sequence[Sequence[float]]]
-) -> dict[str, list[list[float]]]:
+def probabilities(space: SearchSpace, alpha: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, list[list[float]]]:
     """Softmax of each row of alpha, per kind of cell.
 
     Args:
@@ -42,9 +40,7 @@ def probabilities(
     return {spec.kind: _cell_probabilities(space, spec, alpha[spec.kind]) for spec in space.cells}
 
 
-def _cell_probabilities(
-    space: SearchSpace, spec: CellSpec, rows: Sequence[Sequence[float]]
-) -> list[list[float]]:
+def _cell_probabilities(space: SearchSpace, spec: CellSpec, rows: Sequence[Sequence[float]]) -> list[list[float]]:
     if len(rows) != len(spec.edges) or any(len(row) != space.num_operations for row in rows):
         raise GenotypeError(
             f"alpha of cell {spec.kind} has a row per edge and a column per operation",
@@ -82,9 +78,7 @@ def derive(space: SearchSpace, alpha: Mapping[str, Sequence[Sequence[float]]]) -
     """
     tables = probabilities(space, alpha)
     rule = _top2 if space.rule == "top2" else _argmax
-    return Genotype(
-        space.name, tuple((spec.kind, rule(space, spec, tables[spec.kind])) for spec in space.cells)
-    )
+    return Genotype(space.name, tuple((spec.kind, rule(space, spec, tables[spec.kind])) for spec in space.cells))
 
 
 def _top2(space: SearchSpace, spec: CellSpec, rows: list[list[float]]) -> CellGenotype:

@@ -56,9 +56,7 @@ DETERMINISTIC: dict[Any, Any] = {
 def operation_label(operation: str) -> str:
     """`sep_conv_3x3` as it is read: sep conv 3×3."""
     words = operation.split("_")
-    words = [
-        "conv" if word == "nor" else word for word in words if not (word == "conv" and words[0] == "nor")
-    ]
+    words = ["conv" if word == "nor" else word for word in words if not (word == "conv" and words[0] == "nor")]
     return " ".join(word.replace("x", "×") if word[:1].isdigit() else word for word in words)
 
 
@@ -155,9 +153,7 @@ def _draw_cell(axes: Axes, genotype: Genotype, spec: CellSpec, layout: _Layout, 
         style = "--" if operation == ZERO else "-"
         _draw_curve(axes, place(layout.exits[source]), place((x, y)), line, COLUMN_GAP, style)
         node_x, node_y = layout.nodes[state]
-        _draw_curve(
-            axes, place((x + BOX_WIDTH, y)), place((node_x - NODE_RADIUS, node_y)), line, FAN_IN, style
-        )
+        _draw_curve(axes, place((x + BOX_WIDTH, y)), place((node_x - NODE_RADIUS, node_y)), line, FAN_IN, style)
         _draw_operation(axes, operation, place((x, y)))
     for state in spec.concat:
         _draw_output_line(axes, place(layout.exits[state]), place(layout.output))
@@ -179,9 +175,7 @@ def _draw_title(axes: Axes, genotype: Genotype, spec: CellSpec, corner: tuple[fl
         note = f"output: node {spec.concat[0]}"
     else:
         # A longer list would run out of the narrowest picture.
-        states = (
-            ", ".join(map(str, spec.concat)) if len(spec.concat) <= 8 else f"({len(spec.concat)} of them)"
-        )
+        states = ", ".join(map(str, spec.concat)) if len(spec.concat) <= 8 else f"({len(spec.concat)} of them)"
         note = f"output: nodes {states} joined on the channel axis"
     if spec.reduction:
         note += "; operations on inputs have stride 2"
@@ -204,9 +198,7 @@ def _draw_operation(axes: Axes, operation: str, left: tuple[float, float]) -> No
 def _draw_state(axes: Axes, left: tuple[float, float], name: str, note: str) -> None:
     x, y = left
     style = "round,pad=0,rounding_size=0.06"
-    box = FancyBboxPatch(
-        (x, y - STATE_HEIGHT / 2), STATE_WIDTH, STATE_HEIGHT, boxstyle=style, facecolor="#eef1f5"
-    )
+    box = FancyBboxPatch((x, y - STATE_HEIGHT / 2), STATE_WIDTH, STATE_HEIGHT, boxstyle=style, facecolor="#eef1f5")
     box.set(edgecolor=INK, linewidth=1.0, zorder=3)
     axes.add_patch(box)
     _write(axes, (x + STATE_WIDTH / 2, y - 0.075), name, color=INK, fontsize=11)
@@ -230,9 +222,7 @@ def _draw_curve(
     middle = x0 + bend / 2
     points = [(x0, y0), (middle, y0), (middle, y1), (x0 + bend, y1), (x1, y1)]
     codes = [Curve.MOVETO, Curve.CURVE4, Curve.CURVE4, Curve.CURVE4, Curve.LINETO]
-    axes.add_patch(
-        PathPatch(Curve(points, codes), fill=False, edgecolor=colour, linewidth=1.3, linestyle=style)
-    )
+    axes.add_patch(PathPatch(Curve(points, codes), fill=False, edgecolor=colour, linewidth=1.3, linestyle=style))
 
 
 def _draw_output_line(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
@@ -282,9 +272,7 @@ def alpha_heatmap(space: SearchSpace, alpha: Mapping[str, Sequence[Sequence[floa
             x = left + index * (table_width + gap)
             axes = figure.add_axes((x / width, bottom / height, table_width / width, table_height / height))
             image = _draw_table(axes, space, spec, alpha[spec.kind])
-        bar = figure.add_axes(
-            ((width - right + 0.2) / width, bottom / height, 0.14 / width, table_height / height)
-        )
+        bar = figure.add_axes(((width - right + 0.2) / width, bottom / height, 0.14 / width, table_height / height))
         figure.colorbar(image, cax=bar).set_label("probability", fontsize=8, color=FAINT_INK)
         bar.tick_params(labelsize=7, colors=FAINT_INK)
     return figure

@@ -92,9 +92,7 @@ class Genotype:
             for node, pairs in enumerate(nodes)
             for _, source in pairs
         )
-        return CellSpec(
-            kind, 2, len(nodes), edges, self.cell(kind).concat, preprocess=True, reduction=reduction
-        )
+        return CellSpec(kind, 2, len(nodes), edges, self.cell(kind).concat, preprocess=True, reduction=reduction)
 
     def to_json_dict(self) -> dict[str, Any]:
         """`{"normal": [[op, input], ...], "normal_concat": [...], ...}`, or `{"arch": "|op~0|+..."}`."""
@@ -111,9 +109,7 @@ class Genotype:
         """NAS-Bench-201's string (D-X-Y/NAS-Bench-201); only for a genotype of that space."""
         assert self.space == NASBENCH201.name, self.space
         nodes = self.node_pairs("cell")
-        return "+".join(
-            "|" + "".join(f"{operation}~{source}|" for operation, source in pairs) for pairs in nodes
-        )
+        return "+".join("|" + "".join(f"{operation}~{source}|" for operation, source in pairs) for pairs in nodes)
 
     @classmethod
     def from_json_dict(cls, data: object) -> Genotype:
@@ -177,9 +173,7 @@ def from_arch(text: object) -> Genotype:
         found = [(term.group(1), int(term.group(2))) for term in terms if term]
         whole = "|" + "".join(f"{operation}~{source}|" for operation, source in found)
         if whole != part or [source for _, source in found] != list(range(node)):
-            _refuse(
-                f"node {node} of a NAS-Bench-201 cell reads each earlier state once, in order", part, example
-            )
+            _refuse(f"node {node} of a NAS-Bench-201 cell reads each earlier state once, in order", part, example)
         pairs += found
     return Genotype(NASBENCH201.name, (("cell", CellGenotype(tuple(pairs), NASBENCH201.cells[0].concat)),))
 
@@ -253,9 +247,7 @@ def _check(genotype: Genotype) -> None:
     elif genotype.space == DARTS.name:
         kinds = DARTS_KINDS
     else:
-        _refuse(
-            "unknown space of a genotype", reprlib.repr(genotype.space), f"{DARTS.name}, {NASBENCH201.name}"
-        )
+        _refuse("unknown space of a genotype", reprlib.repr(genotype.space), f"{DARTS.name}, {NASBENCH201.name}")
     if genotype.kinds != kinds:
         _refuse(f"a genotype of space {genotype.space} has these cells", genotype.kinds, ", ".join(kinds))
     for kind, cell in genotype.cells:
@@ -291,9 +283,7 @@ def _check_nasbench201_cell(cell: CellGenotype) -> None:
     for operation, _ in cell.pairs:
         _check_operation(spec.kind, operation, NASBENCH201_OPERATIONS)
     sources = [source for _, source in cell.pairs]
-    if sources != [edge.source for edge in spec.edges] or not all(
-        _is_state(source, 0, 3) for source in sources
-    ):
+    if sources != [edge.source for edge in spec.edges] or not all(_is_state(source, 0, 3) for source in sources):
         _refuse("a NAS-Bench-201 cell has an operation on each edge", sources, "inputs 0, 0, 1, 0, 1, 2")
     if cell.concat != spec.concat:
         _refuse("the output of a NAS-Bench-201 cell is its last node", cell.concat, str(spec.concat))

@@ -35,12 +35,8 @@ def format_tuple_text(genotype: Genotype, name: str = "") -> str:
             next="write JSON",
         )
     if name and not name.isidentifier():
-        raise GenotypeError(
-            "a genotype's name is a Python name", got=repr(name), allowed="letters, digits, _"
-        )
-    fields = (
-        f"{kind}={list(cell.pairs)!r}, {kind}_concat={list(cell.concat)!r}" for kind, cell in genotype.cells
-    )
+        raise GenotypeError("a genotype's name is a Python name", got=repr(name), allowed="letters, digits, _")
+    fields = (f"{kind}={list(cell.pairs)!r}, {kind}_concat={list(cell.concat)!r}" for kind, cell in genotype.cells)
     text = f"{CALL}({', '.join(fields)})"
     return f"{name} = {text}" if name else text
 

@@ -72,11 +72,7 @@ def show(
     pictures, trouble = _save_pictures(subject, out)
     if as_json:
         return json.dumps(_as_dict(subject, size, cost, pictures), indent=2)
-    where = (
-        f"pictures: {pictures['svg']}, {pictures['png']}"
-        if pictures
-        else f"no pictures: {trouble}; --out DIR"
-    )
+    where = f"pictures: {pictures['svg']}, {pictures['png']}" if pictures else f"no pictures: {trouble}; --out DIR"
     return "\n".join([*_cell_lines(subject), *_alpha_lines(subject), *_cost_lines(size, cost), where])
 
 
@@ -187,9 +183,7 @@ def _alpha_lines(subject: _Subject) -> list[str]:
         lines.append(f"alpha of {spec.kind} after epoch {subject.epoch} (probabilities)")
         lines.append("  edge   " + " ".join(f"{operation:>{width}}" for operation in space.operations))
         for edge, row in zip(spec.edges, subject.alpha[spec.kind], strict=True):
-            lines.append(
-                f"  {edge.source} -> {edge.target} " + " ".join(f"{value:>{width}.3f}" for value in row)
-            )
+            lines.append(f"  {edge.source} -> {edge.target} " + " ".join(f"{value:>{width}.3f}" for value in row))
     return lines
 
 

@@ -42,15 +42,11 @@ def test_nasbench201_cells_exactly(shared_data: Path) -> None:
     assert len(rows) == 5**6
     for row in rows:
         cost = count(from_arch(row["arch"]), channels=16, layers=15, image=32, classes=classes, stem="cifar")
-        assert (cost.params, cost.macs + classes) == (int(row["params_c10"]), int(row["macs_c10"])), row[
-            "arch"
-        ]
+        assert (cost.params, cost.macs + classes) == (int(row["params_c10"]), int(row["macs_c10"])), row["arch"]
         assert cost.params_with_aux is None
 
 
-SKIPS = from_arch(
-    "|skip_connect~0|+|skip_connect~0|skip_connect~1|+|skip_connect~0|skip_connect~1|skip_connect~2|"
-)
+SKIPS = from_arch("|skip_connect~0|+|skip_connect~0|skip_connect~1|+|skip_connect~0|skip_connect~1|skip_connect~2|")
 
 
 @pytest.mark.parametrize(

@@ -119,9 +119,7 @@ def test_bad_arch_strings(arch: object) -> None:
 @settings(max_examples=150)
 @given(st.data())
 def test_tampered_files_raise_nothing_but_genotype_errors(data: st.DataObject) -> None:
-    source = data.draw(
-        st.sampled_from([json.dumps(SMALL), ARCH, format_tuple_text(Genotype.from_json_dict(SMALL))])
-    )
+    source = data.draw(st.sampled_from([json.dumps(SMALL), ARCH, format_tuple_text(Genotype.from_json_dict(SMALL))]))
     start = data.draw(st.integers(0, len(source)))
     length = data.draw(st.integers(0, 8))
     patch = data.draw(st.text(alphabet="[](){},:'\"|~+0123456789-.eE \\\0\nNaxé", max_size=8))

@@ -1,0 +1,118 @@
+"""`msgdas show` on genotype files and run folders."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgdas.engine.derive import derive, probabilities
+from msgdas.engine.errors import ConfigError, GenotypeError, RunFolderError
+from msgdas.engine.genotype import Genotype, from_arch
+from msgdas.engine.show import show
+from msgdas.engine.space import DARTS
+
+ARCH = "|nor_conv_3x3~0|+|none~0|avg_pool_3x3~1|+|skip_connect~0|nor_conv_1x1~1|skip_connect~2|"
+
+
+def epoch_row(epoch: int, operation: int) -> tuple[dict[str, Any], Genotype]:
+    """An epoch's row of metrics.jsonl in which every edge prefers one operation."""
+    logits = {
+        spec.kind: [[2.0 * (index == operation) for index in range(8)] for _ in spec.edges] for spec in DARTS.cells
+    }
+    genotype = derive(DARTS, logits)
+    row = {"kind": "epoch", "epoch": epoch, "step": 10 * epoch, "alpha": probabilities(DARTS, logits)}
+    return {**row, "genotype": genotype.to_json_dict()}, genotype
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder of two epochs, cut off in the middle of a line."""
+    lines = [
+        json.dumps(epoch_row(0, 4)[0]),
+        json.dumps({"kind": "step", "step": 1}),
+        json.dumps(epoch_row(1, 3)[0]),
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"kind": "epoch", "epo')
+    return tmp_path
+
+
+def test_a_run_without_a_genotype_shows_its_last_epoch(run: Path) -> None:
+    shown = json.loads(show(str(run), as_json=True))
+    row, genotype = epoch_row(1, 3)
+    assert shown["genotype"] == genotype.to_json_dict()
+    assert shown["alpha"] == row["alpha"]
+    assert shown["epoch"] == 1
+    assert shown["skips"] == {"normal": 8, "reduce": 8}
+    assert (run / "cells.svg").stat().st_size > 1000
+    assert (run / "cells.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_runs_genotype_comes_first_and_text_has_alpha_per_edge(run: Path) -> None:
+    genotype = epoch_row(0, 4)[1]
+    genotype.save(run / "genotype.json")
+    text = show(str(run))
+    assert "2 = sep_conv_3x3(0) + sep_conv_3x3(1)" in text
+    assert "alpha of normal after epoch 1" in text
+    assert sum(" -> " in line for line in text.splitlines()) == 28
+    assert str(run / "cells.svg") in text
+
+
+def test_damaged_alpha_is_left_out(run: Path) -> None:
+    row = epoch_row(2, 3)[0]
+    for alpha in ({"normal": [[1]]}, [1], {**row["alpha"], "reduce": [["x"] * 8] * 14}):
+        (run / "metrics.jsonl").write_text(json.dumps({**row, "alpha": alpha}) + "\n")
+        assert json.loads(show(str(run), as_json=True))["alpha"] is None
+
+
+def test_published_cell_at_imagenets_size(shared_data: Path, tmp_path: Path) -> None:
+    path = shared_data / "genotypes.json"
+    measured = json.loads(path.read_text())["genotypes"]["DARTS_V2"]["measured"]["imagenet_C48_L14_1000"]
+    size = {"channels": 48, "layers": 14, "image": 224, "classes": 1000}
+    shown = json.loads(show(f"{path}:DARTS_V2", **size, out=tmp_path / "new" / "folder", as_json=True))
+    assert shown["network"] == {**size, "stem": "imagenet"}
+    assert {key: shown[key] for key in measured} == measured
+    assert shown["flops"] == 2 * measured["macs"]
+    assert (tmp_path / "new" / "folder" / "cells.svg").exists()
+
+
+def test_defaults_and_units(tmp_path: Path) -> None:
+    epoch_row(0, 4)[1].save(tmp_path / "darts.json")
+    text = show(str(tmp_path / "darts.json"))
+    assert "C=36, 20 layers, 32 px, 10 classes, cifar stem" in text
+    assert "(= 2 x MACs)" in text
+    from_arch(ARCH).save(tmp_path / "tabular.json")
+    text = show(str(tmp_path / "tabular.json"))
+    assert text.startswith(ARCH)
+    assert "C=16, 15 layers, 32 px, 10 classes, cifar stem" in text
+
+
+def test_bad_targets(tmp_path: Path) -> None:
+    with pytest.raises(GenotypeError, match="Next: msgdas search"):
+        show(str(tmp_path / "missing"))
+    with pytest.raises(RunFolderError, match="Next: msgdas search"):
+        show(str(tmp_path))
+    epoch_row(0, 4)[1].save(tmp_path / "genotype.json")
+    with pytest.raises(RunFolderError, match="another --out"):
+        show(str(tmp_path), out=tmp_path / "genotype.json")
+    with pytest.raises(ConfigError, match="multiple of"):
+        show(str(tmp_path), image=30)
+
+
+def test_pictures_that_cannot_be_written_beside_the_file(tmp_path: Path) -> None:
+    epoch_row(0, 4)[1].save(tmp_path / "genotype.json")
+    (tmp_path / "cells.svg").mkdir()
+    assert "no pictures: cannot write" in show(str(tmp_path))
+    assert json.loads(show(str(tmp_path), as_json=True))["pictures"] is None
+
+
+def test_show_does_not_import_torch(tmp_path: Path) -> None:
+    from_arch(ARCH).save(tmp_path / "cell.json")
+    code = (
+        "import sys; from msgdas.engine.show import show; show(sys.argv[1]); "
+        "sys.exit('torch' in sys.modules or 'matplotlib.pyplot' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code, str(tmp_path / "cell.json")], check=True)
