@@ -11,7 +11,7 @@ import pytest
 from msgdas.engine.counting import count
 from msgdas.engine.errors import ConfigError
 from msgdas.engine.genotype import from_arch
-from msgdas.engine.genotype_text import load_any
+from msgdas.engine.genotype_text import load_any, parse_tuple_text
 
 
 def test_published_cells_exactly(shared_data: Path) -> None:
@@ -44,6 +44,21 @@ def test_nasbench201_cells_exactly(shared_data: Path) -> None:
         cost = count(from_arch(row["arch"]), channels=16, layers=15, image=32, classes=classes, stem="cifar")
         assert (cost.params, cost.macs + classes) == (int(row["params_c10"]), int(row["macs_c10"])), row["arch"]
         assert cost.params_with_aux is None
+
+
+def test_conv_7x1_1x7_of_stride_2_by_hand() -> None:
+    """AmoebaNet's operation, 8 channels, side 8 to 4: 1x7 halves the width, then 7x1 the height."""
+
+    def cost(operation: str) -> tuple[int, int]:
+        pools = "[('max_pool_3x3', 0), ('max_pool_3x3', 1)]"
+        cell = f"reduce=[('{operation}', 0), ('max_pool_3x3', 1)], reduce_concat=[2]"
+        genotype = parse_tuple_text(f"Genotype(normal={pools}, normal_concat=[2], {cell})")
+        found = count(genotype, channels=4, layers=1, image=8, classes=10, stem="cifar")
+        return found.params, found.macs
+
+    (params, macs), (without_params, without_macs) = cost("conv_7x1_1x7"), cost("none")
+    assert params - without_params == 2 * 7 * 8 * 8 + 2 * 8
+    assert macs - without_macs == 7 * 8 * 8 * (8 * 4 + 4 * 4)
 
 
 SKIPS = from_arch("|skip_connect~0|+|skip_connect~0|skip_connect~1|+|skip_connect~0|skip_connect~1|skip_connect~2|")

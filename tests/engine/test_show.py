@@ -63,7 +63,12 @@ def test_a_runs_genotype_comes_first_and_text_has_alpha_per_edge(run: Path) -> N
 
 def test_damaged_alpha_is_left_out(run: Path) -> None:
     row = epoch_row(2, 3)[0]
-    for alpha in ({"normal": [[1]]}, [1], {**row["alpha"], "reduce": [["x"] * 8] * 14}):
+    for alpha in (
+        {"normal": [[1]]},
+        [1],
+        {**row["alpha"], "reduce": [["x"] * 8] * 14},
+        {**row["alpha"], "reduce": [[float("nan")] * 8] * 14},
+    ):
         (run / "metrics.jsonl").write_text(json.dumps({**row, "alpha": alpha}) + "\n")
         assert json.loads(show(str(run), as_json=True))["alpha"] is None
 
