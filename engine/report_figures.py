@@ -34,7 +34,7 @@ BLUE, ORANGE, GREEN, PURPLE, RED = "#2b6cb0", "#c05621", "#2f855a", "#7b3fa0", "
 PHASE_COLOURS = {"weight": BLUE, "alpha": ORANGE}
 KIND_STYLES = ((BLUE, "-", "o"), (ORANGE, "--", "s"))
 # (colour, line): a colour per family as in the cells' picture, dashes for its second member.
-OPERATION_STYLES = {
+OPERATION_STYLES: dict[str, tuple[str, Any]] = {
     "none": ("#8a939d", ":"),
     "max_pool_3x3": (ORANGE, "-"),
     "avg_pool_3x3": (ORANGE, "--"),
@@ -46,7 +46,7 @@ OPERATION_STYLES = {
     "nor_conv_1x1": (BLUE, "--"),
     "nor_conv_3x3": (BLUE, "-"),
 }
-STYLE: dict[str, Any] = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
     "text.color": INK,
@@ -207,7 +207,9 @@ def peak_figure(history: History) -> Figure:
     axes.set_ylim(bottom=0, top=1.15 * max([1 / MIB, *(float(np.max(p.bytes)) / MIB for p in history.peaks.values())]))
     axes.set_ylabel("peak of live memory (MiB)")
     batch = history.config.batch
-    right = axes.secondary_yaxis("right", functions=(lambda mib: mib / batch, lambda share: share * batch))
+    right = axes.secondary_yaxis(
+        "right", functions=(lambda mib: np.divide(mib, batch), lambda share: np.multiply(share, batch))
+    )
     right.set_ylabel(f"MiB per sample (batch {batch})", color=FAINT_INK)
     right.spines["right"].set_visible(True)
     return _over_epochs(figure, axes, history)
