@@ -111,8 +111,14 @@ def test_plain_lines_at_the_start_every_ten_seconds_and_every_epoch(written, cap
     facts = (f"loss {first['loss']:.3f}", f"accuracy {first['accuracy']:.1%}", "samples/s", "tau 10.00", "epoch 1")
     shown = next(line for line in lines if line.startswith("step 3/"))
     assert all(fact in shown for fact in facts) and "alpha loss" not in shown
-    peak_bytes = max(row["peak_bytes"] for row in written if row["kind"] == "memory" and row["phase"] == "weight")
-    assert f"peak of weight step {peak_bytes / 2**20:.1f} MiB" in done[-1]
+
+
+def test_largest_peak_of_each_phase_stays(written, capsys):
+    with Progress(24, TITLE) as progress:
+        for phase, mib in (("weight", 40), ("weight", 44), ("weight", 42), ("alpha", 2048)):
+            progress.memory({"kind": "memory", "phase": phase, "peak_bytes": mib << 20})
+        progress.epoch(written[-1])
+    assert "peak of alpha step 2.00 GiB, peak of weight step 44.0 MiB" in capsys.readouterr().out
 
 
 def test_time_to_go_leaves_out_the_first_step(written):

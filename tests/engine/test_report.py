@@ -94,6 +94,7 @@ def test_page_stands_alone(pages, name):
     found = Page(text)
     assert "http" not in text and "@import" not in text
     assert not {"script", "link", "iframe", "object", "img"} & {tag for tag, _ in found.tags}
+    assert [tag for tag, _ in found.tags].count("style") == 1
     ids = found.values("id")
     assert len(ids) == len(set(ids))
     for reference in found.values("href") + found.values("src"):
@@ -263,6 +264,30 @@ def test_command_gives_the_same_configuration(config):
     words = shlex.split(search_command(config))
     assert words[0] == "msgdas"
     assert dataclasses.asdict(config_of(parser().parse_args(words[1:]))) == dataclasses.asdict(config)
+
+
+def test_command_is_short_and_says_what_differs():
+    assert search_command(demo()) == "msgdas search demo"
+    assert search_command(demo(method="gdas", k=1)) == "msgdas search demo --method=gdas"
+    config = demo(download=True, k=3, tau_max=5.5)
+    assert search_command(config) == "msgdas search demo --download=true --k=3 --set tau_max=5.5"
+
+
+def test_speed_leaves_out_the_first_step():
+    steps = [
+        {"kind": "step", "step": n, "time": {"samples_per_s": speed}} for n, speed in ((1, 1.0), (2, 50.0), (3, 60.0))
+    ]
+    assert History.of(demo(), steps).samples_per_s == 55.0
+    assert math.isnan(History.of(demo(), steps[:1]).samples_per_s)
+
+
+def test_cell_of_another_space_is_no_cell():
+    row = next(row for row in rows(demo(epochs=1, warmup=0)) if row["kind"] == "epoch")
+    other = next(row for row in rows(cifar10_nasbench201(epochs=1)) if row["kind"] == "epoch")
+    (epoch,) = History.of(demo(), [row]).epochs
+    assert epoch.genotype is not None and epoch.alpha is not None
+    (epoch,) = History.of(demo(), [row | {"genotype": other["genotype"], "alpha": other["alpha"]}]).epochs
+    assert epoch.genotype is None and epoch.alpha is None
 
 
 @pytest.fixture(scope="module")
