@@ -191,7 +191,7 @@ def _alpha(run: _Run) -> str:
     parts = []
     for spec in run.history.space.cells if len(run.history.epochs) > 1 else ():
         kind = figures.cell_title(spec)
-        note = "An edge of the last epoch's cell has a bold title with its operation."
+        note = "All share their axes. An edge of the last epoch's cell has a bold title with its operation."
         caption = f"<b>{kind.capitalize()}.</b> Rows are nodes, columns the states they read. {note}"
         figure = figures.alpha_figure(run.history, spec)
         parts.append(_figure(figure, f"alpha-{spec.kind}", f"Alpha of the {kind} over epochs", caption, wide=True))

@@ -29,6 +29,9 @@ SKIP_ALARM = 2
 # More points than a chart has pixels to show would only make the page large.
 MAX_BINS, MAX_EPOCH_POINTS, MAX_MARKED_EPOCHS = 160, 60, 40
 
+# Above and below alpha, so that a search that has hardly begun does not look like one that has decided.
+MIN_ROOM = 0.01
+
 INK, FAINT_INK, GRID, SHADE, PAPER = "#1f2733", "#5d6875", "#e3e7ec", "#eef0f3", "#ffffff"
 BLUE, ORANGE, GREEN, PURPLE, RED = "#2b6cb0", "#c05621", "#2f855a", "#7b3fa0", "#b83232"
 PHASE_COLOURS = {"weight": BLUE, "alpha": ORANGE}
@@ -219,6 +222,7 @@ def peak_figure(history: History) -> Figure:
 def rss_figure(history: History) -> Figure:
     """Resident memory of the whole process in MiB after each step."""
     figure, axes = chart()
+    axes.margins(y=0.15)
     _curve(axes, history, "rss_bytes", "resident set of the process (RSS)", PURPLE, 1 / MIB)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("RSS (MiB)")
@@ -297,7 +301,9 @@ def alpha_figure(history: History, spec: CellSpec) -> Figure:
             axes.set_visible(True)
             _draw_edge(axes, history, x, tables[:, index], edge, chosen.get((edge.source, edge.target)))
             axes.tick_params(labelleft=edge.source == 0, labelbottom=edge.target == spec.num_states - 1)
-        grid[0, 0].set_ylim(0, 1.08 * float(tables.max()))
+        low, high = float(tables.min()), float(tables.max())
+        room = max(0.06 * (high - low), MIN_ROOM)
+        grid[0, 0].set_ylim(max(0.0, low - room), high + room)
         grid[0, 0].set_xlim(min(x) - 0.5, max(x) + 0.5)
         grid[0, 0].xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
         _operation_legend(figure, history.space.operations, rows, columns)

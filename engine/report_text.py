@@ -43,13 +43,15 @@ def config_table(config: SearchConfig) -> str:
     base = dataclasses.asdict(_recipe_base(config))
     rows = []
     for name, value in dataclasses.asdict(config).items():
-        changed = ' class="changed"' if value != base[name] else ""
+        changed, instead = "", ""
+        if value != base[name]:
+            changed, instead = ' class="changed"', f' <span class="faint">recipe: {escaped(base[name])}</span>'
         rows.append(
-            f'<tr{changed}><th scope="row">{name}</th><td>{escaped(value)}</td>'
+            f'<tr{changed}><th scope="row">{name}</th><td>{escaped(value)}{instead}</td>'
             f'<td class="help">{escaped(FIELDS[name].metadata["help"])}</td></tr>'
         )
     head = '<tr><th scope="col">key</th><th scope="col">value</th><th scope="col" class="help">meaning</th></tr>'
-    caption = "<caption>Resolved; coloured where it differs from the recipe.</caption>"
+    caption = "<caption>Resolved; where it differs from the recipe, both are given.</caption>"
     return f"<table>{caption}<thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
 
 

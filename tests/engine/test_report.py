@@ -23,7 +23,7 @@ from msgdas.engine.errors import RunFolderError
 from msgdas.engine.history import History
 from msgdas.engine.recipes import RECIPES, cifar10_nasbench201, demo
 from msgdas.engine.report import RECONSTRUCTION, page, write_report
-from msgdas.engine.report_text import search_command
+from msgdas.engine.report_text import config_table, search_command
 
 sys.path.insert(0, str(Path(__file__).parent))
 from runs import ENVIRONMENT, rows, write_run
@@ -271,6 +271,12 @@ def test_command_is_short_and_says_what_differs():
     assert search_command(demo(method="gdas", k=1)) == "msgdas search demo --method=gdas"
     config = demo(download=True, k=3, tau_max=5.5)
     assert search_command(config) == "msgdas search demo --download=true --k=3 --set tau_max=5.5"
+
+
+def test_config_table_says_what_differs_from_the_recipe():
+    table = Page(config_table(demo(seed=7)))
+    assert len([tag for tag, _ in table.tags if tag == "tr"]) == 1 + len(dataclasses.fields(SearchConfig))
+    assert table.words["span"] == ["recipe: 0"]
 
 
 def test_speed_leaves_out_the_first_step():
