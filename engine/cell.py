@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from ..kernels.reference import batchnorm
 from .operation import DirectOperation, Drop, Keep, NormalisedOperation, Operation, Source, Tape
@@ -82,7 +82,7 @@ class CellFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, call: CellCall, gates_EO: Tensor, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, call: CellCall, gates_EO: Tensor, *tensors: Tensor) -> Tensor:
         num_inputs = call.layer.spec.inputs
         inputs, weights = tensors[:num_inputs], tensors[num_inputs:]
         keep_norm = call.policy in ("all", "bn")
@@ -121,7 +121,7 @@ class CellFunction(torch.autograd.Function):
         saved = _Saved(call, gates, tapes, out_stats, kept_z, input_stats, need_w)
         if call.policy != "min":
             saved.prepared = prepared
-        ctx.saved = saved  # type: ignore[attr-defined]
+        ctx.saved = saved
         inner_nodes = [states[node] for node in _nodes_outside(call)]
         ctx.save_for_backward(*inputs, *inner_nodes, buffer, *weights)
         return buffer

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch._weights_only_unpickler import UnpicklingError
+from torch._weights_only_unpickler import UnpicklingError  # type: ignore[attr-defined]
 
 from .config import SearchConfig
 from .errors import CheckpointError

@@ -51,7 +51,7 @@ class _Parser(argparse.ArgumentParser):
 
     def options(self) -> list[str]:
         """All option strings, those of subcommands included: argparse reports theirs on the parent."""
-        found = []
+        found: list[str] = []
         for action in self._actions:
             found += action.option_strings
             if isinstance(action, argparse._SubParsersAction):

@@ -180,7 +180,7 @@ def _check_ranges(config: SearchConfig) -> None:
                 f"{name} is out of range",
                 got=value,
                 allowed=f"{low} to {high}",
-                next=f"{name} = {FIELDS[name].default} is the default",
+                next=f"{name} = {min(max(value, low), high) if value == value else FIELDS[name].default}",
             )
 
 

@@ -52,9 +52,7 @@ def load(config: SearchConfig, part: Part = "train") -> DataSet:
     train = _arrays(config, "train")
     statistics = CIFAR10_STATISTICS if name == "cifar10" else channel_statistics(channels_first(train.pixels))
     wanted = train if part == "train" else _arrays(config, part)
-    return Images.of(
-        name, wanted.pixels, wanted.labels, wanted.classes, image=config.image, statistics=statistics
-    )
+    return Images.of(name, wanted.pixels, wanted.labels, wanted.classes, image=config.image, statistics=statistics)
 
 
 def _unknown(name: str) -> DataError:
@@ -105,9 +103,7 @@ def _arrays(config: SearchConfig, part: Part) -> Arrays:
     if config.data in TORCHVISION:
         return _torchvision(config, part)
     with np.load(MINI, allow_pickle=False) as file:
-        return Arrays(
-            file[f"{part}_images"], file[f"{part}_labels"].astype(np.int64), tuple(file["classes"].tolist())
-        )
+        return Arrays(file[f"{part}_images"], file[f"{part}_labels"].astype(np.int64), tuple(file["classes"].tolist()))
 
 
 def _torchvision(config: SearchConfig, part: Part) -> Arrays:

@@ -211,9 +211,7 @@ def class_folders(root: Path) -> tuple[str, ...]:
     """
     example = "imagefolder:DIR with DIR/cat/1.jpg, DIR/dog/1.jpg or DIR/train/cat/1.jpg"
     try:
-        names = sorted(
-            entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")
-        )
+        names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
     except OSError as error:
         raise DataError(
             f"cannot read the image folder {root}",
@@ -268,9 +266,7 @@ def decode(path: str, image: int) -> NDArray[np.uint8]:
             if picture.mode in ("I", "F"):
                 raise ValueError(f"pixels of mode {picture.mode}")
             size = (image, image)
-            return np.asarray(
-                ImageOps.fit(picture.convert("RGB"), size, Image.Resampling.BILINEAR, bleed=BLEED)
-            )
+            return np.asarray(ImageOps.fit(picture.convert("RGB"), size, Image.Resampling.BILINEAR, bleed=BLEED))
     except UNREADABLE as error:
         raise DataError(
             f"cannot read the image {path}",

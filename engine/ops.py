@@ -65,16 +65,12 @@ class DepthwiseSeparable(NormalisedOperation):
             if z_before is None:
                 a = source.relu()
             else:
-                a = tape.maps.pop(f"a{stage}", None)
-                if a is None:
-                    a = batchnorm.normalize_relu(z_before, tape.inner_stats[stage - 1])
+                kept = tape.maps.pop(f"a{stage}", None)
+                a = batchnorm.normalize_relu(z_before, tape.inner_stats[stage - 1]) if kept is None else kept
+                del kept
             assert dz is not None
             if tape.need_w:
-                t = tape.maps.pop(f"t{stage}", None)
-                if t is None:
-                    t = conv.depthwise(a, depthwise_w, self.dilation, stride)
-                grads[2 * stage + 1] = conv.pointwise_weight_grad(dz, t)
-                t = None
+                grads[2 * stage + 1] = conv.pointwise_weight_grad(dz, self._taps(tape, stage, a, depthwise_w, stride))
             dt = conv.pointwise_input_grad(dz, pointwise_w)
             dz = None
             da, grads[2 * stage] = conv.depthwise_grads(
@@ -88,6 +84,12 @@ class DepthwiseSeparable(NormalisedOperation):
             dz = self._through_norm(da, a, z_before, tape.inner_stats[stage - 1])
             del da, a, z_before
         tape.weight_grads = grads
+
+    def _taps(self, tape: Tape, stage: int, a: Tensor, depthwise_w: Tensor, stride: int) -> Tensor:
+        """The input of a stage's pointwise convolution, kept or made again."""
+        if f"t{stage}" in tape.maps:
+            return tape.maps.pop(f"t{stage}")
+        return conv.depthwise(a, depthwise_w, self.dilation, stride)
 
     @staticmethod
     def _through_norm(da: Tensor, a: Tensor, z: Tensor, stats: batchnorm.Stats) -> Tensor:

@@ -17,12 +17,12 @@ def demo(**overrides: Any) -> SearchConfig:
         "layers": 5,
         "image": 28,
         "batch": 32,
-        "epochs": 6,
+        "epochs": 8,
         "warmup": 2,
-        "limit": 512,
+        "limit": 1024,
         "eval_images": 256,
-        "lr": 0.05,
-        "alpha_lr": 6e-3,
+        "lr": 0.1,
+        "alpha_lr": 2e-2,
     }
     return build(base, overrides)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 
 class RecomputeFunction(torch.autograd.Function):
@@ -17,8 +17,8 @@ class RecomputeFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, function: Callable[..., Tensor], x: Tensor, *weights: Tensor) -> Tensor:
-        ctx.function = function  # type: ignore[attr-defined]
+    def forward(ctx: Any, function: Callable[..., Tensor], x: Tensor, *weights: Tensor) -> Tensor:
+        ctx.function = function
         ctx.save_for_backward(x, *weights)
         return function(x, *weights)
 

@@ -29,6 +29,7 @@ from .genotype import Genotype
 from .images import FolderImages
 from .progress import Progress
 from .report import write_report
+from .report_figures import SKIP_ALARM
 from .rundir import MetricsWriter, RunFolder
 from .sampler import Sampler
 from .signals import StopFlag
@@ -36,9 +37,6 @@ from .space import space_named
 from .steps import AlphaResult, Learner, Moment, WeightResult
 from .supernet import SuperNet
 from .tensorboard import TensorBoardWriter
-
-# DARTS+ stops where a normal cell has two skip-connects; here it is worth a note, not an end.
-SKIP_ALARM = 2
 
 
 @dataclass(frozen=True, slots=True)

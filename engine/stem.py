@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from ..kernels.reference import batchnorm, conv
 from .space import StemSpec
@@ -48,7 +48,7 @@ class StemFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, spec: StemSpec, keep_maps: bool, x_BHWC: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, spec: StemSpec, keep_maps: bool, x_BHWC: Tensor, *parameters: Tensor) -> Tensor:
         chain = _chain(spec, parameters)
         all_stats, kept = [], []
         y = torch.relu(x_BHWC) if spec.relu_first else x_BHWC
@@ -62,7 +62,7 @@ class StemFunction(torch.autograd.Function):
             y = link.apply_norm_(z, stats)
             if number + 1 < len(chain):
                 y.relu_()
-        ctx.spec, ctx.stats, ctx.kept = spec, all_stats, kept  # type: ignore[attr-defined]
+        ctx.spec, ctx.stats, ctx.kept = spec, all_stats, kept
         ctx.save_for_backward(x_BHWC, *parameters)
         return y
 

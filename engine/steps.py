@@ -6,6 +6,7 @@ of the other, each with a fresh draw.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -115,7 +116,7 @@ class Learner:
             losses, distill, logits = self._one_by_one(images_BCHW, labels_B, sample, drops, guided)
         grad_norm = torch.nn.utils.clip_grad_norm_(self._weights, self.config.clip, foreach=True)
         loss = _mean(losses)
-        _require_finite({"loss": loss, "gradient norm": grad_norm.item()}, "W", moment, sample)
+        _require_finite({"loss": loss, "gradient norm": grad_norm.item()}, "W", moment)
         for group in self.weight_optimizer.param_groups:
             group["lr"] = moment.lr
         self.weight_optimizer.step()
@@ -190,7 +191,7 @@ class Learner:
             loss = self._gate_gradient(images_BCHW, labels_B, sample, drops)
         grads = [alpha.grad for alpha in self._alphas if alpha.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads).item() if grads else 0.0
-        _require_finite({"loss": loss, "alpha's gradient norm": norm}, "alpha", moment, sample)
+        _require_finite({"loss": loss, "alpha's gradient norm": norm}, "alpha", moment)
         before = {kind: alpha.detach().clone() for kind, alpha in self.sampler.alpha.items()}
         self.alpha_optimizer.step()
         if self.config.gate == "restricted":
@@ -199,7 +200,7 @@ class Learner:
             with torch.no_grad():
                 for kind, alpha in self.sampler.alpha.items():
                     alpha.copy_(before[kind])
-            _require_finite({"alpha": float("nan")}, "alpha", moment, sample)
+            _require_finite({"alpha": float("nan")}, "alpha", moment)
         return AlphaResult(loss, norm)
 
     def _gate_gradient(self, images: Tensor, labels: Tensor, sample: Sample, drops: Sequence[Drop | None]) -> float:
@@ -291,14 +292,12 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _require_finite(values: dict[str, float], which: str, moment: Moment, sample: Sample) -> None:
+def _require_finite(values: dict[str, float], which: str, moment: Moment) -> None:
     for name, value in values.items():
-        if value != value or value in (float("inf"), float("-inf")):
-            error = NumericsError(
+        if not math.isfinite(value):
+            raise NumericsError(
                 f"{name} of the {which} step {moment.step + 1} is not finite",
                 got=value,
                 allowed="finite numbers",
-                next="msgdas search --resume RUN --set lr=... from the last good checkpoint, with a smaller rate",
+                next="search anew with a smaller --set lr=...; the last good checkpoint is kept",
             )
-            error.step, error.sample = moment.step, sample
-            raise error

@@ -101,7 +101,8 @@ class SuperNet(nn.Module):
         """The parameters of each edge and operation as plain tuples: looking them up by name is slow."""
         if not isinstance(layer, nn.ModuleDict):
             return []
-        return [[tuple(edge[name]) for name in self.space.operations] for edge in layer["edges"]]
+        edges: Any = layer["edges"]
+        return [[tuple(edge[name]) for name in self.space.operations] for edge in edges]
 
     def forward(self, images_BCHW: Tensor, paths: Paths, drop: Drop | None = None) -> Tensor:
         """Logits [B, classes] of one network.
@@ -113,14 +114,16 @@ class SuperNet(nn.Module):
         """
         x = self._enter(images_BCHW)
         outputs = []
-        for spec, parameters in zip(self.skeleton.stems, self.stems, strict=True):
+        stems: Any = self.stems
+        layers: Any = self.layers
+        for spec, parameters in zip(self.skeleton.stems, stems, strict=True):
             x = self._stem(spec, x, tuple(parameters))
             outputs.append(x)
         before, last = outputs[0], outputs[-1]
         cell = 0
         for number, layer in enumerate(self.skeleton.layers):
             if isinstance(layer, ResidualLayer):
-                last = self._residual(last, tuple(self.layers[number]))
+                last = self._residual(last, tuple(layers[number]))
                 continue
             inputs = (before, last)[-layer.spec.inputs :]
             out = self._cell(number, cell, layer, inputs, paths[layer.spec.kind], drop)

@@ -95,9 +95,7 @@ def test_an_epoch_holds_each_image_once_and_the_next_one_another_order() -> None
     data = numbered(42)
     loader = batches(data)
     assert loader.per_epoch == 7
-    epochs = [
-        torch.cat([loader.at(epoch * 7 + step).indices_B for step in range(7)]).tolist() for epoch in range(2)
-    ]
+    epochs = [torch.cat([loader.at(epoch * 7 + step).indices_B for step in range(7)]).tolist() for epoch in range(2)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(42))
     assert epochs[0] != epochs[1]
 
@@ -120,10 +118,7 @@ def test_labels_and_images_belong_to_their_indices() -> None:
 
 def test_streams_and_seeds_are_unrelated() -> None:
     data = numbered()
-    orders = [
-        batches(data, **changes).at(0).indices_B.tolist()
-        for changes in ({}, {"stream": "alpha"}, {"seed": 4})
-    ]
+    orders = [batches(data, **changes).at(0).indices_B.tolist() for changes in ({}, {"stream": "alpha"}, {"seed": 4})]
     assert orders[0] != orders[1]
     assert orders[0] != orders[2]
 

@@ -160,9 +160,7 @@ def floats(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut, empty, text, floats, Path.unlink])
-def test_a_damaged_image_is_named_in_the_call_that_needs_it(
-    tree: Path, damage: Callable[[Path], None]
-) -> None:
+def test_a_damaged_image_is_named_in_the_call_that_needs_it(tree: Path, damage: Callable[[Path], None]) -> None:
     data = FolderImages("pets", tree, image=32)
     bad = data.paths.index(str(tree / "dog" / "1.jpg"))
     damage(Path(data.paths[bad]))
@@ -231,9 +229,7 @@ def write_idx(folder: Path, part: str, pixels: np.ndarray, labels: np.ndarray) -
     folder.mkdir(parents=True, exist_ok=True)
     head = struct.pack(">iiii", 2051, *pixels.shape)
     (folder / f"{part}-images-idx3-ubyte").write_bytes(head + pixels.tobytes())
-    (folder / f"{part}-labels-idx1-ubyte").write_bytes(
-        struct.pack(">ii", 2049, len(labels)) + labels.tobytes()
-    )
+    (folder / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">ii", 2049, len(labels)) + labels.tobytes())
 
 
 def test_fashion_mnist_in_torchvisions_layout(tmp_path: Path) -> None:
@@ -273,9 +269,7 @@ def test_cifar_in_torchvisions_layout(tmp_path: Path) -> None:
         meta = {"filename": "meta", "key": "label_names", "md5": hashes["meta"]}  # noqa: RUF012
 
     arrays = from_torchvision(Tiny(tmp_path))
-    data = Images.of(
-        "tiny", arrays.pixels, arrays.labels, arrays.classes, image=32, statistics=CIFAR10_STATISTICS
-    )
+    data = Images.of("tiny", arrays.pixels, arrays.labels, arrays.classes, image=32, statistics=CIFAR10_STATISTICS)
     assert data.labels.tolist() == [3, 0, 1, 2]
     assert data.classes == ("cat", "dog", "emu", "fox")
     assert torch.equal(data.gather(torch.arange(4)).reshape(4, -1), torch.from_numpy(rows))
