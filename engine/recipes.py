@@ -10,17 +10,21 @@ from .errors import ConfigError
 
 
 def demo(**overrides: Any) -> SearchConfig:
-    """A small DARTS-cell search on the embedded Fashion-MNIST subset, a few minutes on two cores (ours)."""
+    """A small DARTS-cell search on the embedded Fashion-MNIST subset, some two minutes on two cores (ours).
+
+    Mode `union` rather than `subgraphs`: one pass per step instead of K learns more in the same minutes.
+    """
     base = {
         "recipe": "demo",
+        "mode": "union",
         "channels": 8,
         "layers": 5,
         "image": 28,
-        "batch": 32,
-        "epochs": 8,
+        "batch": 64,
+        "epochs": 10,
         "warmup": 2,
-        "limit": 1024,
-        "eval_images": 256,
+        "limit": 1280,
+        "eval_images": 512,
         "lr": 0.1,
         "alpha_lr": 2e-2,
     }

@@ -100,6 +100,7 @@ class _Run:
         self.space = space_named(config.space)
         dataset = load(config)
         w_indices, alpha_indices = split_halves(dataset.labels, seed=config.seed, limit=config.limit)
+        self.num_classes = len(dataset.classes)
         self.dtype = getattr(torch, config.dtype)
 
         def batches(indices: torch.Tensor, stream: str) -> Batches:
@@ -112,7 +113,7 @@ class _Run:
         self.fingerprint = dataset_fingerprint(dataset.labels, w_indices, alpha_indices)
         net = SuperNet(
             self.space, channels=config.channels, layers=config.layers, stem=config.stem,
-            classes=len(dataset.classes), policy=config.policies if config.policy != "autograd" else ("autograd",),
+            classes=self.num_classes, policy=config.policies if config.policy != "autograd" else ("autograd",),
             layout=config.layout, seed=config.seed, dtype=self.dtype,
         ).to(device)  # fmt: skip
         self.learner = Learner(config, net, Sampler(self.space, config).to(device))
@@ -126,7 +127,10 @@ class _Run:
         if start is not None:
             self._restore(start)
         metrics_path = self.folder.path / rundir.METRICS
-        rundir.keep_until(metrics_path, self.step, self.epoch_closed or self.step == 0)
+        if start is None:
+            metrics_path.unlink(missing_ok=True)
+        else:
+            rundir.keep_until(metrics_path, self.step, self.epoch_closed)
         for row in self.folder.read_metrics():
             self.peak_bytes = max(self.peak_bytes, row.get("peak_bytes", 0))
         title = f"{self.config.recipe} · {self.config.method} · K={self.config.k} · {self.config.mode}"
@@ -141,8 +145,13 @@ class _Run:
             stack.enter_context(self.stop)
             self.progress = stack.enter_context(Progress(self.total_steps, title, self.step))
             self.progress.note(f"run folder {self.folder.path}")
+            if not self.step:
+                self._write({"kind": "data", "step": 0, "images": self.fingerprint, "classes": self.num_classes})
             if start is not None:
                 self.progress.note(f"resumed after step {self.step} of {self.total_steps} from {start.path}")
+                self._write(
+                    {"kind": "event", "step": self.step, "what": "resumed", "detail": f"from {start.path.name}"}
+                )
             if self.step and self.step % self.steps_per_epoch == 0 and not self.epoch_closed:
                 self._close_epoch()
             while self.step < self.total_steps:
