@@ -58,6 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m msgdas.bench.memory", description=__doc__)
     parser.add_argument("--imagenet", action="store_true", help="224 px, C=48, 1000 classes instead of 32 px, C=16, 10")
     parser.add_argument("--batches", type=int, nargs=2, default=(8, 16), metavar=("LOW", "HIGH"))
+    parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name holds this text")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     arguments = parser.parse_args()
     size = IMAGENET if arguments.imagenet else CIFAR
@@ -65,6 +66,8 @@ def main() -> None:
         print(f"{'peak of a step':40} {'MiB/sample':>10} {'fixed MiB':>10}", flush=True)
     machine = environment() if arguments.json else {}
     for name, options in ROWS:
+        if arguments.only not in name:
+            continue
         found = slope(tuple(arguments.batches), **size, **options)
         if arguments.json:
             print(json.dumps({"row": name, **size, **options, **asdict(found), "environment": machine}), flush=True)
