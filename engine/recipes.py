@@ -21,7 +21,7 @@ def demo(**overrides: Any) -> SearchConfig:
         "layers": 5,
         "image": 28,
         "batch": 64,
-        "epochs": 12,
+        "epochs": 10,
         "warmup": 2,
         "limit": 1280,
         "eval_images": 512,
