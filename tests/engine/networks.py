@@ -16,7 +16,8 @@ from torch import Tensor
 
 def sampler_of(space: str = "darts", *, dtype: torch.dtype = torch.float64, **overrides: object) -> Sampler:
     """A sampler with alpha spread out, so that its softmax is far from uniform."""
-    sizes = {"layers": 3, "image": 32, "channels": 4}
+    sizes: dict[str, object] = {} if "method" in overrides else {"mode": "subgraphs"}
+    sizes |= {"layers": 3, "image": 32, "channels": 4}
     sampler = Sampler(space_named(space), demo(space=space, **{**sizes, **overrides})).to(dtype)
     with torch.no_grad():
         for alpha in sampler.alpha.values():

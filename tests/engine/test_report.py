@@ -21,12 +21,22 @@ from msgdas.engine.cli import config_of, parser
 from msgdas.engine.config import SearchConfig
 from msgdas.engine.errors import RunFolderError
 from msgdas.engine.history import History
-from msgdas.engine.recipes import RECIPES, cifar10_nasbench201, demo
+from msgdas.engine.recipes import RECIPES, cifar10_nasbench201
+from msgdas.engine.recipes import demo as demo_recipe
 from msgdas.engine.report import RECONSTRUCTION, page, write_report
 from msgdas.engine.report_text import config_table, search_command
 
 sys.path.insert(0, str(Path(__file__).parent))
 from runs import ENVIRONMENT, rows, write_run
+
+SIZES = {"batch": 32, "epochs": 6, "warmup": 2, "limit": 512, "lr": 0.05, "alpha_lr": 6e-3}
+
+
+def demo(**overrides):
+    """A configuration of this test's own: it does not change with the recipe's values."""
+    mode = {} if "method" in overrides else {"mode": "subgraphs"}
+    return demo_recipe(**{**SIZES, **mode, **overrides})
+
 
 VOID = {"meta", "br", "hr", "img", "link", "input", "col", "base", "area", "embed", "source", "track", "wbr"}
 SECTIONS = [
@@ -267,14 +277,14 @@ def test_command_gives_the_same_configuration(config):
 
 
 def test_command_is_short_and_says_what_differs():
-    assert search_command(demo()) == "msgdas search demo"
-    assert search_command(demo(method="gdas", k=1)) == "msgdas search demo --method=gdas"
-    config = demo(download=True, k=3, tau_max=5.5)
+    assert search_command(demo_recipe()) == "msgdas search demo"
+    assert search_command(demo_recipe(method="gdas", k=1)) == "msgdas search demo --method=gdas"
+    config = demo_recipe(download=True, k=3, tau_max=5.5)
     assert search_command(config) == "msgdas search demo --download=true --k=3 --set tau_max=5.5"
 
 
 def test_config_table_says_what_differs_from_the_recipe():
-    table = Page(config_table(demo(seed=7)))
+    table = Page(config_table(demo_recipe(seed=7)))
     assert len([tag for tag, _ in table.tags if tag == "tr"]) == 1 + len(dataclasses.fields(SearchConfig))
     assert table.words["span"] == ["recipe: 0"]
 

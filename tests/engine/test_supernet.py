@@ -64,7 +64,7 @@ def saved_mib_per_image(paths) -> float:
 )
 def test_saved_bytes_of_one_operation_on_every_edge(operation, gib_at_64):
     column = DARTS_OPERATIONS.index(operation)
-    paths = fixed_paths(DARTS, {kind: ((column,),) * 14 for kind in ("normal", "reduce")}, torch.device("cpu"))
+    paths = fixed_paths(DARTS, dict.fromkeys(("normal", "reduce"), ((column,),) * 14), torch.device("cpu"))
     for cell in paths.values():
         cell.gates_EO.requires_grad_()
     assert saved_mib_per_image(paths) == pytest.approx(gib_at_64 * MIB_OF_64_IN_GIB, rel=0.05)
