@@ -28,6 +28,7 @@ from ..kernels.reference import batchnorm
 from .operation import DirectOperation, Drop, Keep, NormalisedOperation, Operation, Source, Tape
 from .preprocess import prepare, prepare_backward
 from .space import CellLayer, Edge
+from .weights import Places
 
 KEEPS = {"all": Keep(taps=True, inner=True), "bn": Keep(inner=True), "nodes": Keep(), "min": Keep()}
 
@@ -40,14 +41,14 @@ class Branch:
         row, column: its gate's place in gates_EO.
         edge: of the cell.
         operation: what runs.
-        weights: its slice of the tensors that follow the inputs.
+        places: of its weights in the cell's arenas.
     """
 
     row: int
     column: int
     edge: Edge
     operation: Operation
-    weights: slice
+    places: Places
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,8 @@ class CellCall:
         branches: the sampled operations, by edge; `none` is left out.
         shadows: operations not sampled whose gate gradients are wanted all the same; they run without
             autograd in backward and leave nothing behind.
-        preprocess: slices of the inputs' weights, empty where the space has no preprocessing.
+        preprocess: for each input the slice of its weights among the tensors that follow the inputs; empty
+            where the space has no preprocessing.
         policy: see the module's docstring.
         drop: Dropblock-Identity of this pass, or None.
     """
@@ -76,6 +78,8 @@ class CellCall:
 
 class CellFunction(torch.autograd.Function):
     """apply(call, gates_EO, *inputs, *weights) -> [B, H', W', C * len(concat)].
+
+    `weights` are the cell's arenas and the weights of its preprocessing, as SuperNet hands them over.
 
     The gradient handed to backward is overwritten: the cell takes it to be its own, as in SuperNet, where a
     cell's output goes to the next cells and the classifier only.
@@ -170,6 +174,7 @@ class _Backward:
         saved.prepared = None
         self.states = _states(call, self.prepared, buffer, dict(zip(outside, inner, strict=True)))
         self.gate_grads: list[tuple[int, int, Tensor]] = []
+        self.weight_grads: list[Tensor | None] = [None] * len(weights)
 
     def run(self, d_buffer: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the gates, the inputs and the weights, in the order of `apply`."""
@@ -179,28 +184,20 @@ class _Backward:
         grads: list[Tensor | None] = [None] * spec.num_states
         for place, node in enumerate(spec.concat):
             grads[node] = d_buffer[..., place * channels : (place + 1) * channels]
-        weight_grads: list[Tensor | None] = [None] * len(self.weights)
         branches, shadows = _by_target(call.branches), _by_target(call.shadows)
         for node in reversed(range(spec.inputs, spec.num_states)):
             dy = grads[node]
             if dy is not None:
                 numbers = reversed(branches.get(node, []))
-                self._node(dy, list(numbers), shadows.get(node, []), grads, weight_grads)
+                self._node(dy, list(numbers), shadows.get(node, []), grads)
             grads[node] = None
             del dy
         d_gates = self._gates()
         self.states = []
-        input_grads = self._inputs(grads, weight_grads)
-        return (d_gates, *input_grads, *weight_grads)
+        input_grads = self._inputs(grads)
+        return (d_gates, *input_grads, *self.weight_grads)
 
-    def _node(
-        self,
-        dy: Tensor,
-        numbers: list[int],
-        shadows: list[int],
-        grads: list[Tensor | None],
-        weight_grads: list[Tensor | None],
-    ) -> None:
+    def _node(self, dy: Tensor, numbers: list[int], shadows: list[int], grads: list[Tensor | None]) -> None:
         """Send dy through the node's sampled branches, edge by edge."""
         sum_dy_C = batchnorm.sum_rows(dy)
         while numbers:
@@ -209,10 +206,7 @@ class _Backward:
             while numbers and self.call.branches[numbers[0]].edge is edge:
                 number = numbers.pop(0)
                 self._branch(number, source, dy, sum_dy_C)
-                weight_grads[self.call.branches[number].weights] = self.saved.tapes[number].weight_grads or [
-                    None for _ in self.saved.tapes[number].weights
-                ]
-                self.saved.tapes[number].weight_grads = []
+                self._store_weight_grads(number)
             source.close()
             grads[edge.source] = source.grad
         for number in shadows if self.need_gates else ():
@@ -239,6 +233,17 @@ class _Backward:
         del z
         operation.backward(tape, source, dz)
         tape.maps.clear()
+
+    def _store_weight_grads(self, number: int) -> None:
+        """Copy an operation's gradients to its places; what was not sampled stays zero."""
+        tape = self.saved.tapes[number]
+        for place, grad in zip(self.call.branches[number].places, tape.weight_grads, strict=False):
+            if grad is None:
+                continue
+            if self.weight_grads[place.arena] is None:
+                self.weight_grads[place.arena] = torch.zeros_like(self.weights[place.arena])
+            place.view(self.weight_grads).copy_(grad)
+        tape.weight_grads = []
 
     def _shadow(self, branch: Branch, dy: Tensor, sum_dy_C: Tensor) -> None:
         """The gate gradient <dy, out> of an operation that was not sampled."""
@@ -268,7 +273,7 @@ class _Backward:
             d_gates_EO[list(rows), list(columns)] = torch.stack(values)
         return d_gates_EO
 
-    def _inputs(self, grads: list[Tensor | None], weight_grads: list[Tensor | None]) -> list[Tensor | None]:
+    def _inputs(self, grads: list[Tensor | None]) -> list[Tensor | None]:
         input_grads: list[Tensor | None] = []
         for number in reversed(range(self.call.layer.spec.inputs)):
             x, need_x = self.inputs[number], self.need_inputs[number]
@@ -281,7 +286,7 @@ class _Backward:
                 input_grads.append(None)
                 continue
             place = self.call.preprocess[number]
-            dx, weight_grads[place] = prepare_backward(
+            dx, self.weight_grads[place] = prepare_backward(
                 _or_zeros(d_state, xhat), xhat, x, self.weights[place], self.saved.input_stats[number],
                 need_x=need_x, need_w=self.saved.need_w,
             )  # fmt: skip
@@ -309,7 +314,7 @@ def _tape(call: CellCall, branch: Branch, weights: Sequence[Tensor], need_w: boo
         def mask(x_BHWC: Tensor) -> Tensor:
             return drop.mask(x_BHWC, index, row)
 
-    return Tape(weights[branch.weights], branch.edge.stride, need_w, mask)
+    return Tape([place.view(weights) for place in branch.places], branch.edge.stride, need_w, mask)
 
 
 def _prepare_inputs(

@@ -21,8 +21,7 @@ from .recompute import RecomputeFunction
 from .sampler import CellPaths, Paths
 from .space import ZERO, CellLayer, ResidualLayer, SearchSpace, StemKind, StemSpec, search_skeleton
 from .stem import StemFunction
-
-Weights = tuple[nn.Parameter, ...]
+from .weights import CellWeights, differentiable_views, layout_of
 
 
 class SuperNet(nn.Module):
@@ -69,7 +68,7 @@ class SuperNet(nn.Module):
         with torch.no_grad():
             self.classifier.weight.copy_(make.uniform(classes, self.skeleton.channels_out))
             self.classifier.bias.zero_()
-        self._edge_weights = [self._weights_by_edge(layer) for layer in self.layers]
+        self._branches = [self._branches_of(layer) for layer in self.skeleton.layers]
 
     def _layer_parameters(self, make: _ParameterMaker, layer: CellLayer | ResidualLayer) -> nn.Module:
         if isinstance(layer, ResidualLayer):
@@ -77,32 +76,26 @@ class SuperNet(nn.Module):
             return nn.ParameterList(
                 [make.uniform(c, c_in, 3, 3), make.uniform(c, c, 3, 3), make.uniform(c, c_in, 1, 1)]
             )
-        preprocess = nn.ModuleList()
+        preprocess = []
         for number, c_in in enumerate(layer.channels_in if layer.spec.preprocess else ()):
             halves = 2 if number == 0 and layer.reduced_before else 1
-            preprocess.append(nn.ParameterList(make.uniform(layer.channels // halves, c_in) for _ in range(halves)))
-        edges = nn.ModuleList(
-            nn.ModuleDict(
-                {
-                    name: nn.ParameterList(
-                        make.uniform(*shape)
-                        for shape in operation_at(self.operations, name, edge.stride).weight_shapes(
-                            layer.channels, edge.stride
-                        )
-                    )
-                    for name in self.space.operations
-                }
-            )
-            for edge in layer.spec.edges
-        )
-        return nn.ModuleDict({"preprocess": preprocess, "edges": edges})
+            preprocess.append([make.uniform(layer.channels // halves, c_in) for _ in range(halves)])
+        layout = layout_of(layer, self.space.operations, self.operations)
+        every = (place for edge in layout.places for places in edge for place in places)
+        return CellWeights(layout, [make.uniform(*place.shape).detach() for place in every], preprocess)
 
-    def _weights_by_edge(self, layer: nn.Module) -> list[list[Weights]]:
-        """The parameters of each edge and operation as plain tuples: looking them up by name is slow."""
-        if not isinstance(layer, nn.ModuleDict):
+    def _branches_of(self, layer: CellLayer | ResidualLayer) -> list[list[Branch]]:
+        """Every operation of every edge as a branch of its cell."""
+        if isinstance(layer, ResidualLayer):
             return []
-        edges: Any = layer["edges"]
-        return [[tuple(edge[name]) for name in self.space.operations] for edge in edges]
+        layout = layout_of(layer, self.space.operations, self.operations)
+        return [
+            [
+                Branch(row, column, edge, operation_at(self.operations, name, edge.stride), layout.places[row][column])
+                for column, name in enumerate(self.space.operations)
+            ]
+            for row, edge in enumerate(layer.spec.edges)
+        ]
 
     def forward(self, images_BCHW: Tensor, paths: Paths, drop: Drop | None = None) -> Tensor:
         """Logits [B, classes] of one network.
@@ -136,12 +129,12 @@ class SuperNet(nn.Module):
         memory = torch.contiguous_format if self.layout == "nchw" else torch.channels_last
         return images_BCHW.contiguous(memory_format=memory)
 
-    def _stem(self, spec: StemSpec, x: Tensor, parameters: Weights) -> Tensor:
+    def _stem(self, spec: StemSpec, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
         if self.plain:
             return plain_stem(spec, x, parameters)
         return StemFunction.apply(spec, self.policies[0] in ("all", "bn"), x, *parameters)
 
-    def _residual(self, x: Tensor, weights: Weights) -> Tensor:
+    def _residual(self, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
         if self.plain:
             return plain_residual(x, *weights)
         return RecomputeFunction.apply(plain_residual, x.permute(0, 3, 1, 2), *weights).permute(0, 2, 3, 1)
@@ -155,38 +148,29 @@ class SuperNet(nn.Module):
     def _cell(
         self, number: int, cell: int, layer: CellLayer, inputs: Sequence[Tensor], paths: CellPaths, drop: Drop | None
     ) -> Tensor:
-        weights: list[Tensor] = []
-
-        def place(tensors: Sequence[Tensor]) -> slice:
-            start = len(weights)
-            weights.extend(tensors)
-            return slice(start, len(weights))
-
-        parameters: Any = self.layers[number]
-        preprocess = tuple(place(tuple(group)) for group in parameters["preprocess"])
-        branches: list[Branch] = []
+        layers: Any = self.layers
+        parameters: CellWeights = layers[number]
+        weights = parameters.arenas()
+        preprocess: list[slice] = []
+        for group in parameters.preprocess_groups():
+            preprocess.append(slice(len(weights), len(weights) + len(group)))
+            weights += group
+        zero = self.space.operations.index(ZERO)
+        sampled: list[Branch] = []
         shadows: list[Branch] = []
-        plain: list[PlainBranch] = []
-        edge_weights = self._edge_weights[number]
         for row, columns in enumerate(paths.operations):
-            edge = layer.spec.edges[row]
-            for column, name in enumerate(self.space.operations):
-                sampled = column in columns
-                if not sampled and (name == ZERO or not paths.shadows):
-                    continue
-                operation = operation_at(self.operations, name, edge.stride)
-                if sampled and self.plain:
-                    plain.append((row, column, operation, edge_weights[row][column]))
-                elif sampled and name != ZERO:
-                    branches.append(Branch(row, column, edge, operation, place(edge_weights[row][column])))
-                elif not sampled:
-                    frozen = [weight.detach() for weight in edge_weights[row][column]]
-                    shadows.append(Branch(row, column, edge, operation, place(frozen)))
+            every = self._branches[number][row]
+            sampled += [every[column] for column in sorted(columns)]
+            if paths.shadows:
+                shadows += [branch for branch in every if branch.column not in columns and branch.column != zero]
         # Without autograd nothing is saved; a policy that keeps maps would only hold them for longer.
         policy = self.policies[cell] if torch.is_grad_enabled() and not self.plain else "min"
-        call = CellCall(layer, cell, tuple(branches), tuple(shadows), preprocess, policy, drop)
+        running = tuple(branch for branch in sampled if branch.column != zero)
+        call = CellCall(layer, cell, running, tuple(shadows), tuple(preprocess), policy, drop)
         gates_EO = paths.gates_EO.to(inputs[0].dtype)
         if self.plain:
+            views = differentiable_views(parameters.layout, parameters.arenas())
+            plain: list[PlainBranch] = [(b.row, b.column, b.operation, views[b.row][b.column]) for b in sampled]
             return plain_cell(call, plain, gates_EO, (*inputs, *weights))
         return CellFunction.apply(call, gates_EO, *inputs, *weights)
 

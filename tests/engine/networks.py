@@ -11,6 +11,7 @@ from msgdas.engine.recipes import demo
 from msgdas.engine.sampler import Sampler
 from msgdas.engine.space import space_named
 from msgdas.engine.supernet import SuperNet
+from msgdas.engine.weights import CellWeights
 from torch import Tensor
 
 
@@ -42,7 +43,10 @@ def gradients(
     dtype: torch.dtype = torch.float64,
     **net_options: object,
 ) -> tuple[float, dict[str, Tensor | None]]:
-    """(loss, gradient by parameter name) of all networks of one draw; alpha's names start with "alpha."."""
+    """(loss, gradients by name) of all networks of one draw.
+
+    Alpha's names start with "alpha."; an operation's weights are "layers.<cell>.edges.<edge>.<name>.<number>".
+    """
     net = SuperNet(
         sampler.space, channels=channels, layers=layers, stem=stem, classes=5, policy=policy.split(","), dtype=dtype,
         **net_options,
@@ -55,10 +59,27 @@ def gradients(
     with nullcontext() if weights else net.frozen():
         losses = [F.cross_entropy(net(x, paths, drop), y) for paths in sample.networks]
         torch.stack(losses).mean().backward()
-    grads = {name: parameter.grad for name, parameter in net.named_parameters()}
+    grads = weight_gradients(net)
     grads |= {f"alpha.{kind}": parameter.grad for kind, parameter in sampler.alpha.items()}
     mean_loss = torch.stack(losses).detach().mean().item()
     return mean_loss, {name: None if g is None else g.clone() for name, g in grads.items()}
+
+
+def weight_gradients(net: SuperNet) -> dict[str, Tensor | None]:
+    """Gradients of the parameters, those of a cell's arenas cut into the operations' own tensors."""
+    grads = {name: parameter.grad for name, parameter in net.named_parameters()}
+    for number, layer in enumerate(net.layers):
+        if not isinstance(layer, CellWeights):
+            continue
+        arenas = [parameter.grad for parameter in layer.arenas()]
+        for name in [name for name in grads if name.startswith(f"layers.{number}.") and "preprocess" not in name]:
+            del grads[name]
+        for row, edge in enumerate(layer.layout.places):
+            for operation, places in zip(net.space.operations, edge, strict=True):
+                for index, place in enumerate(places):
+                    grad = None if arenas[place.arena] is None else place.view(arenas)
+                    grads[f"layers.{number}.edges.{row}.{operation}.{index}"] = grad
+    return grads
 
 
 def worst_error(ours: dict[str, Tensor | None], oracle: dict[str, Tensor | None]) -> float:
