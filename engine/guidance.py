@@ -63,10 +63,9 @@ class Guidance:
         net = self.net if self.ema is None else self.ema
         return net(images_BCHW, self.sampler.mixture())
 
-    def judge(self, teacher_logits: Tensor, labels_B: Tensor, student_loss: float) -> None:
+    def judge(self, teacher_loss: float, student_loss: float) -> None:
         """Update the running losses that `trusted` compares."""
-        loss = F.cross_entropy(teacher_logits, labels_B).item()
-        self.teacher_loss = _running(self.teacher_loss, loss)
+        self.teacher_loss = _running(self.teacher_loss, teacher_loss)
         self.student_loss = _running(self.student_loss, student_loss)
 
     def distillation(self, teacher_logits: Tensor, logits: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -26,19 +27,24 @@ SHUFFLE_STREAM = 8
 ALPHA_SCALE = 1e-3
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CellPaths:
     """What one network runs in every cell of a type.
 
     Attributes:
-        operations: for each edge the numbers of the operations that exist.
+        indices_EK: for each edge the numbers of the operations that exist, integers; -1 stands for none.
         gates_EO: their gates, 0 elsewhere; carries the gradient to alpha.
         shadows: whether backward shall also find the gate gradients of operations that do not exist.
     """
 
-    operations: tuple[tuple[int, ...], ...]
+    indices_EK: Tensor
     gates_EO: Tensor
     shadows: bool = False
+
+    @cached_property
+    def operations(self) -> tuple[tuple[int, ...], ...]:
+        """The same numbers on the host; waits for the device."""
+        return tuple(tuple(index for index in row if index >= 0) for row in self.indices_EK.tolist())
 
 
 Paths = Mapping[str, CellPaths]
@@ -85,27 +91,32 @@ class Sampler(nn.Module):
         """softmax(alpha) [E, O] by cell type, detached."""
         return {kind: torch.softmax(alpha.detach(), -1) for kind, alpha in self.alpha.items()}
 
-    def _uniform(self, shape: tuple[int, int], step: int, stream: int, device: torch.device) -> Tensor:
+    def _uniform(self, shape: tuple[int, int], clock: Tensor, stream: int) -> Tensor:
         count = shape[0] * shape[1]
         assert count <= 1 << STREAM_BITS
-        start = (step << STEP_BITS) + (stream << STREAM_BITS)
-        offsets = torch.arange(start, start + count, device=device)
+        start = (clock[1] << STEP_BITS) + (stream << STREAM_BITS)
+        offsets = start + torch.arange(count, device=clock.device)
         return philox_uniform(self.config.seed, offsets).view(shape)
 
-    def draw(self, step: int, tau: float, *, grad: bool) -> Sample:
-        """The paths of one step.
+    def clock(self, draw: int) -> Tensor:
+        """(seed, number of the draw) int64 [2] on alpha's device."""
+        device = next(self.parameters()).device
+        return torch.tensor([self.config.seed, draw], dtype=torch.int64, device=device)
+
+    def draw(self, clock: int | Tensor, tau: float | Tensor, *, grad: bool) -> Sample:
+        """The paths of one step; nothing here waits for the device.
 
         Args:
-            step: counter of the draw; every draw of a search has its own.
-            tau: temperature of the relaxation, > 0.
+            clock: number of the draw (every draw of a search has its own), or `clock(number)`.
+            tau: temperature of the relaxation, > 0; a number or a tensor [] of alpha's dtype.
             grad: whether the gates (and the log-probability) shall lead to alpha.
-
-        Raises:
-            AssertionError: for alpha that is not finite; the searcher stops before that.
         """
+        if isinstance(clock, int):
+            clock = self.clock(clock)
         with torch.set_grad_enabled(grad):
             draws = {
-                spec.kind: self._draw_cell(spec.kind, step, number, tau) for number, spec in enumerate(self.space.cells)
+                spec.kind: self._draw_cell(spec.kind, clock, number, tau)
+                for number, spec in enumerate(self.space.cells)
             }
         networks = tuple(
             {kind: paths[number] for kind, (paths, _, _) in draws.items()}
@@ -116,34 +127,34 @@ class Sampler(nn.Module):
             log_probability = torch.stack([log_p for _, _, log_p in draws.values()]).sum()
         return Sample(networks, {kind: indices for kind, (_, indices, _) in draws.items()}, log_probability)
 
-    def _draw_cell(self, kind: str, step: int, stream: int, tau: float) -> tuple[list[CellPaths], Tensor, Tensor]:
+    def _draw_cell(
+        self, kind: str, clock: Tensor, stream: int, tau: float | Tensor
+    ) -> tuple[list[CellPaths], Tensor, Tensor]:
         config, alpha_EO = self.config, self.alpha[kind]
         log_p_EO = torch.log_softmax(alpha_EO, -1)
         scores_EO = log_p_EO
         shape = (alpha_EO.shape[0], alpha_EO.shape[1])
         if config.noise:
-            noise = gumbel_topk.gumbel_noise(self._uniform(shape, step, stream, alpha_EO.device))
-            scores_EO = log_p_EO + noise
-        assert bool(torch.isfinite(scores_EO).all()), "alpha is not finite"
+            scores_EO = log_p_EO + gumbel_topk.gumbel_noise(self._uniform(shape, clock, stream))
         indices_EK = gumbel_topk.top_k(scores_EO.detach(), config.k)
         log_probability = gumbel_topk.log_probability(log_p_EO, indices_EK).sum()
         if config.mode == "union":
             paths = [self._union(alpha_EO, scores_EO, indices_EK, tau)]
         else:
-            order_EK = self._assignment(indices_EK, step, stream)
+            order_EK = self._assignment(indices_EK, clock, stream)
             paths = self._subgraphs(alpha_EO, scores_EO, indices_EK, order_EK, tau)
         return paths, indices_EK, log_probability
 
-    def _assignment(self, indices_EK: Tensor, step: int, stream: int) -> Tensor:
+    def _assignment(self, indices_EK: Tensor, clock: Tensor, stream: int) -> Tensor:
         """Which rank each sub-graph takes on each edge, [E, K]."""
         num_edges, k = indices_EK.shape
         if self.config.assign == "rank":
             return torch.arange(k, device=indices_EK.device).expand(num_edges, k)
-        uniform_EK = self._uniform((num_edges, k), step, SHUFFLE_STREAM + stream, indices_EK.device)
+        uniform_EK = self._uniform((num_edges, k), clock, SHUFFLE_STREAM + stream)
         return torch.argsort(uniform_EK, dim=-1, stable=True)
 
     def _subgraphs(
-        self, alpha_EO: Tensor, scores_EO: Tensor, indices_EK: Tensor, order_EK: Tensor, tau: float
+        self, alpha_EO: Tensor, scores_EO: Tensor, indices_EK: Tensor, order_EK: Tensor, tau: float | Tensor
     ) -> list[CellPaths]:
         """Network n runs the operation of rank order[e, n] on edge e, with gate 1 in value."""
         if self.config.gate == "restricted":
@@ -160,7 +171,7 @@ class Sampler(nn.Module):
             paths.append(self._paths(hard_EO, soft_KEO[rank_E, edges_E], chosen_E1))
         return paths
 
-    def _union(self, alpha_EO: Tensor, scores_EO: Tensor, indices_EK: Tensor, tau: float) -> CellPaths:
+    def _union(self, alpha_EO: Tensor, scores_EO: Tensor, indices_EK: Tensor, tau: float | Tensor) -> CellPaths:
         """One network with the K operations of every edge, weighted by softmax over them.
 
         Value softmax(s_S / tau), gradient that of each operation's own relaxed gate: with K = 1 that is
@@ -184,13 +195,15 @@ class Sampler(nn.Module):
         if gate != "recompute":
             existing_EO = torch.zeros_like(hard_EO, dtype=torch.bool).scatter(1, chosen_EK, True)
             gates_EO = gates_EO * existing_EO
-        operations = tuple(tuple(row) for row in chosen_EK.tolist())
-        return CellPaths(operations, gates_EO, shadows=gate == "recompute" and gates_EO.requires_grad)
+        return CellPaths(chosen_EK, gates_EO, shadows=gate == "recompute" and gates_EO.requires_grad)
 
     def mixture(self) -> Paths:
         """All operations weighted by softmax(alpha), without gradient: the dense super-net."""
-        every = tuple(range(self.space.num_operations))
-        return {kind: CellPaths((every,) * len(gates_EO), gates_EO) for kind, gates_EO in self.probabilities().items()}
+        num = self.space.num_operations
+        return {
+            kind: CellPaths(torch.arange(num, device=gates_EO.device).expand(len(gates_EO), num), gates_EO)
+            for kind, gates_EO in self.probabilities().items()
+        }
 
     @torch.no_grad()
     def renormalise_(self, before: Mapping[str, Tensor], sample: Sample) -> None:
@@ -215,8 +228,11 @@ def fixed_paths(space: SearchSpace, chosen: Mapping[str, tuple[tuple[int, ...], 
     """Paths of a network that is not sampled: the given operations of each edge with gate 1."""
     paths = {}
     for kind, rows in chosen.items():
+        width = max(1, *(len(row) for row in rows))
+        padded = [(*row, *[-1] * (width - len(row))) for row in rows]
+        indices_EK = torch.tensor(padded, device=device)
         gates_EO = torch.zeros(len(rows), space.num_operations, device=device)
         for row, columns in enumerate(rows):
             gates_EO[row, list(columns)] = 1.0
-        paths[kind] = CellPaths(rows, gates_EO)
+        paths[kind] = CellPaths(indices_EK, gates_EO)
     return paths

@@ -20,7 +20,8 @@ from .config import SearchConfig
 from .errors import NumericsError
 from .guidance import Guidance
 from .operation import Drop
-from .sampler import Paths, Sample, Sampler
+from .optimizer import SampledSGD
+from .sampler import CellPaths, Paths, Sample, Sampler
 from .supernet import SuperNet
 
 # Of the running mean that the score estimator compares losses with (ours).
@@ -64,8 +65,29 @@ class AlphaResult:
     grad_norm: float
 
 
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """What changes from one step to the next, on the device.
+
+    Attributes:
+        images_BCHW, labels_B: the batch.
+        clock: (seed, number of the draw) int64 [2].
+        tau: temperature [] in alpha's dtype.
+        lr: learning rate [] in the weights' dtype.
+    """
+
+    images_BCHW: Tensor
+    labels_B: Tensor
+    clock: Tensor
+    tau: Tensor
+    lr: Tensor
+
+
 class Learner:
     """Owns both optimizers and takes steps.
+
+    `weight_step` and `alpha_step` read their results once, at their end; `weight_update` and `alpha_update` are
+    the same steps without that and wait for the device nowhere, so that a CUDA graph can hold them.
 
     Args:
         config: the search's configuration.
@@ -79,55 +101,73 @@ class Learner:
         self.config, self.net, self.sampler = config, net, sampler
         self.all_gradients = all_gradients
         self.guidance = Guidance(config, net, sampler)
-        self.score_baseline: float | None = None
-        self._weights = list(net.parameters())
         self._alphas = list(sampler.parameters())
-        self.weight_optimizer = torch.optim.SGD(
-            self._weights, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, foreach=True
+        # Running mean of the losses that the score estimator compares with; NaN before the first.
+        self.score_baseline = self._alphas[0].new_full((), math.nan, requires_grad=False)
+        self.weight_optimizer = SampledSGD(
+            list(net.parameters()), momentum=config.momentum, weight_decay=config.weight_decay
         )
+        # Fused: its step count lives on the device, and `found_inf` voids a step there.
         self.alpha_optimizer = torch.optim.Adam(
-            self._alphas,
-            lr=config.alpha_lr,
-            betas=(0.5, 0.999),
-            weight_decay=config.alpha_weight_decay,
-            foreach=True,
+            self._alphas, lr=config.alpha_lr, betas=(0.5, 0.999), weight_decay=config.alpha_weight_decay, fused=True
         )
 
-    def _drop(self, draw: int, number: int, rate: float) -> Drop | None:
-        if self.config.dbi == "off" or rate <= 0:
-            return None
-        seed = (self.config.seed * 1_000_003 + draw * 64 + number) % (1 << 62)
-        return Drop(self.config.dbi, rate, seed)
+    def feed(self, images_BCHW: Tensor, labels_B: Tensor, moment: Moment, draw: int) -> Feed:
+        """The step's inputs as tensors."""
+        alpha, weight = self._alphas[0], self.net.classifier.weight
+        return Feed(
+            images_BCHW,
+            labels_B,
+            self.sampler.clock(draw),
+            torch.tensor(moment.tau, dtype=alpha.dtype, device=alpha.device),
+            torch.tensor(moment.lr, dtype=weight.dtype, device=weight.device),
+        )
+
+    def _drops(self, draw: int, moment: Moment) -> list[Drop | None]:
+        """Dropblock-Identity of each network."""
+        networks = 1 if self.config.mode == "union" else self.config.k
+        if self.config.dbi == "off" or moment.drop_rate <= 0:
+            return [None] * networks
+        seeds = [(self.config.seed * 1_000_003 + draw * 64 + number) % (1 << 62) for number in range(networks)]
+        return [Drop(self.config.dbi, moment.drop_rate, seed) for seed in seeds]
 
     def weight_step(self, images_BCHW: Tensor, labels_B: Tensor, moment: Moment) -> WeightResult:
         """One SGD step on the weights of the sampled operations.
 
         Raises:
-            NumericsError: for a loss or a gradient that is not finite, before the weights change.
+            NumericsError: for a loss or a gradient that is not finite; the weights are then as before.
+        """
+        values = self.weight_update(images_BCHW, labels_B, moment)
+        loss, accuracy, grad_norm, distill, teacher_loss = values.tolist()
+        _require_finite({"loss": loss, "gradient norm": grad_norm}, "W", moment)
+        if not math.isnan(teacher_loss):
+            self.guidance.judge(teacher_loss, loss)
+        return WeightResult(loss, None if math.isnan(distill) else distill, accuracy, grad_norm)
+
+    def weight_update(self, images_BCHW: Tensor, labels_B: Tensor, moment: Moment) -> Tensor:
+        """`weight_step` without reading: (loss, accuracy, gradient norm, distillation, teacher's loss), fp64 [5].
+
+        The last two are NaN where no teacher acted. A step whose loss or gradient is not finite changes nothing.
         """
         draw = 2 * moment.step + 1
-        sample = self.sampler.draw(draw, moment.tau, grad=self.all_gradients)
-        self.weight_optimizer.zero_grad(set_to_none=True)
-        drops = [self._drop(draw, number, moment.drop_rate) for number in range(len(sample.networks))]
+        feed = self.feed(images_BCHW, labels_B, moment, draw)
+        sample = self.sampler.draw(feed.clock, feed.tau, grad=self.all_gradients)
+        self.weight_optimizer.zero_grad()
         guided = moment.guided and self.guidance.due(moment.step)
-        if self.config.execution == "co-resident":
-            losses, distill, logits = self._together(images_BCHW, labels_B, sample, drops, guided)
-        else:
-            losses, distill, logits = self._one_by_one(images_BCHW, labels_B, sample, drops, guided)
-        grad_norm = torch.nn.utils.clip_grad_norm_(self._weights, self.config.clip, foreach=True)
-        loss = _mean(losses)
-        _require_finite({"loss": loss, "gradient norm": grad_norm.item()}, "W", moment)
-        for group in self.weight_optimizer.param_groups:
-            group["lr"] = moment.lr
-        self.weight_optimizer.step()
+        take = self._together if self.config.execution == "co-resident" else self._one_by_one
+        outcome = take(feed, sample, self._drops(draw, moment), guided)
+        norm = self.weight_optimizer.clip(self.config.clip)
+        ok = torch.isfinite(outcome.loss) & torch.isfinite(norm)
+        self.weight_optimizer.step(feed.lr, self.net.touched(sample.indices), ok)
         self.guidance.follow()
-        hits = [(z.argmax(-1) == labels_B).float().mean().item() for z in logits]
-        return WeightResult(loss, distill, _mean(hits), grad_norm.item())
+        hits = torch.stack([(z.argmax(-1) == labels_B).double().mean() for z in outcome.logits]).mean()
+        nothing = norm.new_full((), math.nan)
+        values = (outcome.loss, hits, norm, outcome.distill, outcome.teacher_loss)
+        return torch.stack([(nothing if value is None else value).double() for value in values])
 
-    def _one_by_one(
-        self, images: Tensor, labels: Tensor, sample: Sample, drops: list[Drop | None], guided: bool
-    ) -> tuple[list[float], float | None, list[Tensor]]:
+    def _one_by_one(self, feed: Feed, sample: Sample, drops: list[Drop | None], guided: bool) -> _Outcome:
         """Forward and backward of one network after the other: the memory of one."""
+        images, labels = feed.images_BCHW, feed.labels_B
         teacher: Tensor | None = None
         if guided:
             students: list[Tensor] = []
@@ -143,29 +183,24 @@ class Learner:
             z = self.net(images, paths, drop)
             loss, distill = self._loss(z, labels, teacher if trusted else None)
             (loss * weight).backward()
-            losses.append(F.cross_entropy(z.detach(), labels).item())
+            losses.append(F.cross_entropy(z.detach(), labels))
             logits.append(z.detach())
             if distill is not None:
-                distills.append(distill.item())
+                distills.append(distill.detach())
             del z, loss, distill
-        if teacher is not None:
-            self.guidance.judge(teacher, labels, _mean(losses))
-        return losses, _mean(distills) if distills else None, logits
+        return _Outcome.of(losses, distills, logits, teacher, labels)
 
-    def _together(
-        self, images: Tensor, labels: Tensor, sample: Sample, drops: list[Drop | None], guided: bool
-    ) -> tuple[list[float], float | None, list[Tensor]]:
+    def _together(self, feed: Feed, sample: Sample, drops: list[Drop | None], guided: bool) -> _Outcome:
         """All forward passes, then one backward: K times the memory, and the ensemble teacher for free."""
+        images, labels = feed.images_BCHW, feed.labels_B
         outputs = [self.net(images, paths, drop) for paths, drop in zip(sample.networks, drops, strict=True)]
         teacher = self.guidance.logits(images, outputs) if guided else None
         trusted = guided and self.guidance.trusted
         pairs = [self._loss(z, labels, teacher if trusted else None) for z in outputs]
         torch.stack([loss for loss, _ in pairs]).mean().backward()
-        losses = [F.cross_entropy(z.detach(), labels).item() for z in outputs]
-        if teacher is not None:
-            self.guidance.judge(teacher, labels, _mean(losses))
-        distills = [distill.item() for _, distill in pairs if distill is not None]
-        return losses, _mean(distills) if distills else None, [z.detach() for z in outputs]
+        losses = [F.cross_entropy(z.detach(), labels) for z in outputs]
+        distills = [distill.detach() for _, distill in pairs if distill is not None]
+        return _Outcome.of(losses, distills, [z.detach() for z in outputs], teacher, labels)
 
     def _loss(self, logits: Tensor, labels: Tensor, teacher: Tensor | None) -> tuple[Tensor, Tensor | None]:
         loss = F.cross_entropy(logits, labels)
@@ -181,37 +216,41 @@ class Learner:
         Raises:
             NumericsError: for a loss, a gradient or an alpha that is not finite; alpha is then as before.
         """
+        loss, grad_norm, finite = self.alpha_update(images_BCHW, labels_B, moment).tolist()
+        _require_finite({"loss": loss, "alpha's gradient norm": grad_norm}, "alpha", moment)
+        _require_finite({"alpha": 0.0 if finite else math.nan}, "alpha", moment)
+        return AlphaResult(loss, grad_norm)
+
+    def alpha_update(self, images_BCHW: Tensor, labels_B: Tensor, moment: Moment) -> Tensor:
+        """`alpha_step` without reading: (loss, gradient norm, 1 where the new alpha is finite), fp64 [3]."""
         draw = 2 * moment.step
-        sample = self.sampler.draw(draw, moment.tau, grad=True)
+        feed = self.feed(images_BCHW, labels_B, moment, draw)
+        sample = self.sampler.draw(feed.clock, feed.tau, grad=True)
         self.alpha_optimizer.zero_grad(set_to_none=True)
-        drops = [self._drop(draw, number, moment.drop_rate) for number in range(len(sample.networks))]
-        if self.config.gate == "score":
-            loss = self._score_gradient(images_BCHW, labels_B, sample, drops)
-        else:
-            loss = self._gate_gradient(images_BCHW, labels_B, sample, drops)
+        estimate = self._score_gradient if self.config.gate == "score" else self._gate_gradient
+        loss = estimate(feed, sample, self._drops(draw, moment))
         grads = [alpha.grad for alpha in self._alphas if alpha.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads).item() if grads else 0.0
-        _require_finite({"loss": loss, "alpha's gradient norm": norm}, "alpha", moment)
+        norm = torch.nn.utils.get_total_norm(grads) if grads else loss.new_zeros(())
+        ok = torch.isfinite(loss) & torch.isfinite(norm)
+        self.alpha_optimizer.found_inf = (~ok).float()
         before = {kind: alpha.detach().clone() for kind, alpha in self.sampler.alpha.items()}
         self.alpha_optimizer.step()
         if self.config.gate == "restricted":
             self.sampler.renormalise_(before, sample)
-        if not all(bool(torch.isfinite(alpha).all()) for alpha in self._alphas):
-            with torch.no_grad():
-                for kind, alpha in self.sampler.alpha.items():
-                    alpha.copy_(before[kind])
-            _require_finite({"alpha": float("nan")}, "alpha", moment)
-        return AlphaResult(loss, norm)
+        finite = torch.stack([torch.isfinite(alpha).all() for alpha in self._alphas]).all()
+        with torch.no_grad():
+            for kind, alpha in self.sampler.alpha.items():
+                torch.where(ok & finite, alpha, before[kind], out=alpha)
+        return torch.stack([loss.double(), norm.double(), finite.double()])
 
-    def _gate_gradient(self, images: Tensor, labels: Tensor, sample: Sample, drops: Sequence[Drop | None]) -> float:
+    def _gate_gradient(self, feed: Feed, sample: Sample, drops: Sequence[Drop | None]) -> Tensor:
         """Backward through the gates; the networks share alpha's graph, so their gradients are gathered first."""
         leaves = _GateLeaves(sample)
-        losses = []
+        losses, together = [], []
         with self._weights_frozen():
-            together = []
             for number, drop in enumerate(drops):
-                loss = F.cross_entropy(self.net(images, leaves.networks[number], drop), labels)
-                losses.append(loss.item())
+                loss = F.cross_entropy(self.net(feed.images_BCHW, leaves.networks[number], drop), feed.labels_B)
+                losses.append(loss.detach())
                 if self.config.execution == "co-resident":
                     together.append(loss)
                 else:
@@ -220,18 +259,18 @@ class Learner:
             if together:
                 torch.stack(together).mean().backward()
         leaves.backward()
-        return _mean(losses)
+        return torch.stack(losses).mean()
 
-    def _score_gradient(self, images: Tensor, labels: Tensor, sample: Sample, drops: Sequence[Drop | None]) -> float:
+    def _score_gradient(self, feed: Feed, sample: Sample, drops: Sequence[Drop | None]) -> Tensor:
         """(mean loss - baseline) * grad log P: forward passes only."""
         assert sample.log_probability is not None
         with torch.no_grad():
             pairs = zip(sample.networks, drops, strict=True)
-            losses = [F.cross_entropy(self.net(images, paths, drop), labels).item() for paths, drop in pairs]
-        loss = _mean(losses)
-        baseline = loss if self.score_baseline is None else self.score_baseline
+            losses = [F.cross_entropy(self.net(feed.images_BCHW, paths, drop), feed.labels_B) for paths, drop in pairs]
+            loss = torch.stack(losses).mean()
+            baseline = torch.where(torch.isnan(self.score_baseline), loss, self.score_baseline)
+            self.score_baseline.copy_(BASELINE_DECAY * baseline + (1 - BASELINE_DECAY) * loss)
         ((loss - baseline) * sample.log_probability).backward()
-        self.score_baseline = BASELINE_DECAY * baseline + (1 - BASELINE_DECAY) * loss
         return loss
 
     @contextmanager
@@ -250,7 +289,7 @@ class Learner:
             "weight_optimizer": self.weight_optimizer.state_dict(),
             "alpha_optimizer": self.alpha_optimizer.state_dict(),
             "guidance": self.guidance.state_dict(),
-            "score_baseline": self.score_baseline,
+            "score_baseline": self.score_baseline.item(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -259,7 +298,28 @@ class Learner:
         self.weight_optimizer.load_state_dict(state["weight_optimizer"])
         self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
         self.guidance.load_state_dict(state["guidance"])
-        self.score_baseline = state["score_baseline"]
+        self.score_baseline.fill_(state["score_baseline"])
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """Of the forward and backward passes of a W step: means [] over its networks, None without a teacher."""
+
+    loss: Tensor
+    distill: Tensor | None
+    teacher_loss: Tensor | None
+    logits: list[Tensor]
+
+    @classmethod
+    def of(
+        cls, losses: list[Tensor], distills: list[Tensor], logits: list[Tensor], teacher: Tensor | None, labels: Tensor
+    ) -> _Outcome:
+        return cls(
+            torch.stack(losses).mean(),
+            torch.stack(distills).mean() if distills else None,
+            None if teacher is None else F.cross_entropy(teacher, labels),
+            logits,
+        )
 
 
 class _GateLeaves:
@@ -272,7 +332,7 @@ class _GateLeaves:
             leaves = {}
             for kind, cell in paths.items():
                 gates = cell.gates_EO.detach().requires_grad_(cell.gates_EO.requires_grad)
-                leaves[kind] = type(cell)(cell.operations, gates, cell.shadows)
+                leaves[kind] = CellPaths(cell.indices_EK, gates, cell.shadows)
             self.networks.append(leaves)
 
     def backward(self) -> None:
@@ -286,10 +346,6 @@ class _GateLeaves:
                     grads.append(grad)
         if gates:
             torch.autograd.backward(gates, grads)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _require_finite(values: dict[str, float], which: str, moment: Moment) -> None:

@@ -174,6 +174,27 @@ class SuperNet(nn.Module):
             return plain_cell(call, plain, gates_EO, (*inputs, *weights))
         return CellFunction.apply(call, gates_EO, *inputs, *weights)
 
+    def touched(self, indices: Mapping[str, Tensor]) -> list[Tensor | None]:
+        """For each parameter, in the order of `parameters()`, which rows the sampled operations own.
+
+        Args:
+            indices: sampled operations [E, K] by cell type, of all networks of a step.
+
+        Returns:
+            Masks of 0 and 1 that broadcast over an arena; None where all of a parameter is in use.
+        """
+        by_kind: dict[str, list[Tensor]] = {}
+        masks: dict[nn.Parameter, Tensor] = {}
+        layers: Any = self.layers
+        for spec, layer in zip(self.skeleton.layers, layers, strict=True):
+            if isinstance(spec, ResidualLayer):
+                continue
+            kind = spec.spec.kind
+            if kind not in by_kind:
+                by_kind[kind] = layer.masks(indices[kind], self.space.num_operations)
+            masks |= dict(zip(layer.arenas(), by_kind[kind], strict=True))
+        return [masks.get(parameter) for parameter in self.parameters()]
+
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """No weight gradients inside: a step on alpha computes none and needs fewer maps."""

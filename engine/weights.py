@@ -164,10 +164,23 @@ class CellWeights(nn.Module):
         self.preprocess = nn.ModuleList(nn.ParameterList(group) for group in preprocess)
         self.depthwise_TC, self.pointwise_SCC, self.dense_D9CC = (nn.Parameter(arena) for arena in arenas[:EXTRA])
         self.extra = nn.ParameterList(nn.Parameter(arena) for arena in arenas[EXTRA:])
+        for number, owners in enumerate(layout.owners):
+            self.register_buffer(f"owners_{number}", torch.tensor(owners, dtype=torch.int64), persistent=False)
 
     def arenas(self) -> list[Tensor]:
         """All parameters of the operations, in the order of `Place.arena`."""
         return [self.depthwise_TC, self.pointwise_SCC, self.dense_D9CC, *self.extra]
+
+    def masks(self, indices_EK: Tensor, num_operations: int) -> list[Tensor]:
+        """For each arena 1 on the rows and slots of the given operations, 0 elsewhere; broadcasts over the arena."""
+        one = self.depthwise_TC.new_ones(())
+        used_EO = one.new_zeros(len(indices_EK), num_operations).scatter(1, indices_EK.long(), one.expand(indices_EK.shape))
+        arenas = self.arenas()
+        masks = []
+        for number, arena in enumerate(arenas):
+            used = used_EO.flatten()[getattr(self, f"owners_{number}")]
+            masks.append(used.view(-1, *[1] * (arena.dim() - 1)) if number < EXTRA else used[0])
+        return masks
 
     def preprocess_groups(self) -> list[tuple[Tensor, ...]]:
         """The weights of each input."""

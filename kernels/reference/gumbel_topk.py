@@ -33,7 +33,7 @@ def top_k(scores_EO: Tensor, k: int) -> Tensor:
     return torch.sort(scores_EO, dim=-1, descending=True, stable=True).indices[:, :k]
 
 
-def relax(scores_EO: Tensor, indices_EK: Tensor, tau: float, relaxation: Relaxation) -> Tensor:
+def relax(scores_EO: Tensor, indices_EK: Tensor, tau: float | Tensor, relaxation: Relaxation) -> Tensor:
     """Differentiable surrogate p[k, e, o] of "rank k of edge e is operation o", fp, rows summing to 1.
 
     Args:
@@ -60,7 +60,7 @@ def relax(scores_EO: Tensor, indices_EK: Tensor, tau: float, relaxation: Relaxat
     return torch.stack(ranks)
 
 
-def _soft_top_k(scores_EO: Tensor, num_ranks: int, tau: float) -> Tensor:
+def _soft_top_k(scores_EO: Tensor, num_ranks: int, tau: float | Tensor) -> Tensor:
     weights_EO = scores_EO
     ranks = []
     for _ in range(num_ranks):
@@ -90,7 +90,7 @@ def log_probability(log_p_EO: Tensor, indices_EK: Tensor) -> Tensor:
     return total_E
 
 
-def masked_backward(soft_KEO: Tensor, grad_KEO: Tensor, tau: float) -> Tensor:
+def masked_backward(soft_KEO: Tensor, grad_KEO: Tensor, tau: float | Tensor) -> Tensor:
     """Closed-form gradient of `masked` and `shared` gates in the log-probabilities, [E, O].
 
     sum_k p_k (V_k - <p_k, V_k>) / tau with V the gradient of the gates; rows sum to 0, so it is the gradient

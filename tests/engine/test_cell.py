@@ -95,8 +95,8 @@ def test_recomputed_gates_equal_those_of_the_dense_network(policy):
     _, ours = gradients(sampler, policy, weights=False)
     dense = sampler_of(k=2, mode="union", gate="recompute")
     sample = dense.draw(1, 1.3, grad=True)
-    every = tuple(range(8))
-    paths = {kind: type(p)((every,) * 14, p.gates_EO) for kind, p in sample.networks[0].items()}
+    every = torch.arange(8).expand(14, 8)
+    paths = {kind: type(p)(every, p.gates_EO) for kind, p in sample.networks[0].items()}
     net = SuperNet(dense.space, channels=4, layers=3, classes=5, policy=["autograd"], dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, 3, 16, 16, generator=generator, dtype=torch.float64)
@@ -149,7 +149,7 @@ def test_gradcheck_of_one_network():
     weight = net.stems[0][0].detach().requires_grad_()
 
     def run(gates_EO, w):
-        own = {"cell": type(paths)(paths.operations, gates_EO)}
+        own = {"cell": type(paths)(paths.indices_EK, gates_EO)}
         return torch.func.functional_call(net, {"stems.0.0": w}, (x, own))
 
     assert torch.autograd.gradcheck(run, (gates, weight), nondet_tol=0.0)

@@ -77,7 +77,7 @@ def test_k1_is_gdas_hardwts():
         v = torch.randn(14, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         (ours,) = torch.autograd.grad((gates * v).sum(), sampler.alpha["normal"])
         alpha = sampler.alpha["normal"]
-        noise = gumbel_noise(sampler._uniform((14, 8), 4, 0, alpha.device))
+        noise = gumbel_noise(sampler._uniform((14, 8), sampler.clock(4), 0))
         probs = torch.softmax((torch.log_softmax(alpha, -1) + noise) / 2.5, -1)
         chosen = probs.argmax(-1, keepdim=True)
         one_hot = torch.zeros_like(probs).scatter(1, chosen, 1.0)

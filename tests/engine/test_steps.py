@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from msgdas.engine.errors import NumericsError
 from msgdas.engine.guidance import Guidance
 from msgdas.engine.steps import Learner, Moment
@@ -64,7 +63,7 @@ def test_alpha_step_changes_alpha_only_and_w_step_weights_only():
     learner.weight_step(*batch(), moment())
     assert torch.equal(alpha["alpha.normal"], learner.sampler.alpha["normal"])
     changed = [name for name, now in weights(learner).items() if not torch.equal(before[name], now)]
-    assert any("edges" in name for name in changed) and len(changed) < len(before)
+    assert "layers.0.depthwise_TC" in changed and "layers.0.pointwise_SCC" in changed
 
 
 @pytest.mark.parametrize("gate", ["sampled", "recompute", "restricted", "score"])
@@ -89,21 +88,19 @@ def test_teacher_leaves_no_graph_and_no_running_statistics():
     z = learner.guidance.logits(batch()[0], [])
     assert z.grad_fn is None and not z.requires_grad
     assert all(torch.equal(state[name], now) for name, now in learner.net.state_dict().items())
-    assert not list(learner.net.buffers())
+    assert not any(buffer.is_floating_point() for buffer in learner.net.buffers())
 
 
 def test_a_teacher_worse_than_its_students_is_not_used():
     learner = learner_of(k=2, teacher="supernet")
     guidance = learner.guidance
-    _, labels = batch()
-    good, bad = 10.0 * F.one_hot(labels, 5).float(), -10.0 * F.one_hot(labels, 5).float()
     assert not guidance.trusted
-    guidance.judge(bad, labels, student_loss=1.0)
+    guidance.judge(20.0, student_loss=1.0)
     assert not guidance.trusted
     for _ in range(60):
-        guidance.judge(good, labels, student_loss=1.0)
+        guidance.judge(0.1, student_loss=1.0)
     assert guidance.trusted
-    guidance.judge(bad, labels, student_loss=1.0)
+    guidance.judge(20.0, student_loss=1.0)
     assert not guidance.trusted and guidance.due(8) and not guidance.due(9)
 
 
