@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .autograd_net import PlainBranch, plain_cell, plain_residual, plain_stem
+from .branch_table import branches_of, table_rows
 from .cell import Branch, CellCall, CellFunction
+from .fused_cell import FusedCall, FusedCellFunction
 from .operation import Drop, Operation
-from .ops import TABLES, operation_at, plain_norm
+from .ops import TABLES, DepthwiseSeparable, operation_at, plain_norm
 from .recompute import RecomputeFunction
 from .sampler import CellPaths, Paths
 from .space import ZERO, CellLayer, ResidualLayer, SearchSpace, StemKind, StemSpec, search_skeleton
@@ -36,7 +38,12 @@ class SuperNet(nn.Module):
         operations: what runs under each operation's name; the space's own table by default. An
             `ops.ModuleOperation` makes any nn.Module a candidate.
         seed: of the weights (uniform in +-1/sqrt(fan_in), torch's default for convolutions).
-        dtype: fp32 or fp64.
+        dtype: of the maps: fp32, fp64, or bf16 with `impl="triton"`; weights are then fp32.
+        impl: what computes a cell. `reference` and `native` read the sample on the host and run what it names;
+            `triton` reads it on the device, in launches of one shape (see `fused_cell`).
+
+    Raises:
+        ConfigError: for operations that `impl="triton"` has no kernel for.
     """
 
     def __init__(
@@ -52,23 +59,29 @@ class SuperNet(nn.Module):
         operations: Mapping[str, Operation] | None = None,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
+        impl: Literal["triton", "native", "reference"] = "reference",
     ) -> None:
         super().__init__()
-        self.space = space
+        self.space, self.impl, self.dtype = space, impl, dtype
         self.skeleton = search_skeleton(space, channels=channels, layers=layers, stem=stem)
         self.operations = TABLES[space.name] if operations is None else operations
         self.plain = tuple(policy) == ("autograd",)
         self.policies = tuple(policy) * layers if len(policy) == 1 else tuple(policy)
         self.layout = layout
-        make = _ParameterMaker(seed, dtype)
+        make = _ParameterMaker(seed, torch.float32 if dtype == torch.bfloat16 else dtype)
         self.stems = nn.ModuleList(_stem_parameters(make, spec) for spec in self.skeleton.stems)
         self.layers = nn.ModuleList(self._layer_parameters(make, layer) for layer in self.skeleton.layers)
         self.norm = make.norm(self.skeleton.channels_out) if self.skeleton.norm_head else None
-        self.classifier = nn.Linear(self.skeleton.channels_out, classes, dtype=dtype)
+        self.classifier = nn.Linear(self.skeleton.channels_out, classes, dtype=make.dtype)
         with torch.no_grad():
             self.classifier.weight.copy_(make.uniform(classes, self.skeleton.channels_out))
             self.classifier.bias.zero_()
         self._branches = [self._branches_of(layer) for layer in self.skeleton.layers]
+        if impl == "triton":
+            for layer in self.skeleton.layers:
+                if isinstance(layer, CellLayer):
+                    rows = table_rows(layer, space.operations, self.operations)
+                    self.register_buffer(f"branch_table_{layer.spec.kind}", rows, persistent=False)
 
     def _layer_parameters(self, make: _ParameterMaker, layer: CellLayer | ResidualLayer) -> nn.Module:
         if isinstance(layer, ResidualLayer):
@@ -101,7 +114,7 @@ class SuperNet(nn.Module):
         """Logits [B, classes] of one network.
 
         Args:
-            images_BCHW: normalised images in the weights' dtype; channels_last costs no copy.
+            images_BCHW: normalised images; channels_last costs no copy.
             paths: operations and gates by cell type, of one network of a Sample.
             drop: Dropblock-Identity, for training passes.
         """
@@ -114,16 +127,22 @@ class SuperNet(nn.Module):
             outputs.append(x)
         before, last = outputs[0], outputs[-1]
         cell = 0
+        rows = self._branch_rows(paths) if self.impl == "triton" and not self.plain else {}
         for number, layer in enumerate(self.skeleton.layers):
             if isinstance(layer, ResidualLayer):
                 last = self._residual(last, tuple(layers[number]))
                 continue
             inputs = (before, last)[-layer.spec.inputs :]
-            out = self._cell(number, cell, layer, inputs, paths[layer.spec.kind], drop)
+            kind = layer.spec.kind
+            if rows:
+                out = self._fused_cell(number, cell, layer, inputs, paths[kind], rows[kind], drop)
+            else:
+                out = self._cell(number, cell, layer, inputs, paths[kind], drop)
             before, last, cell = last, out, cell + 1
         return self._head(last)
 
     def _enter(self, images_BCHW: Tensor) -> Tensor:
+        images_BCHW = images_BCHW.to(self.dtype)
         if not self.plain:
             return images_BCHW.permute(0, 2, 3, 1).contiguous()
         memory = torch.contiguous_format if self.layout == "nchw" else torch.channels_last
@@ -142,19 +161,15 @@ class SuperNet(nn.Module):
     def _head(self, x: Tensor) -> Tensor:
         if self.norm is not None:
             x_BCHW = x if self.plain else x.permute(0, 3, 1, 2)
-            return self.classifier(F.relu(plain_norm(x_BCHW, *self.norm)).mean((2, 3)))
-        return self.classifier(x.mean((2, 3) if self.plain else (1, 2)))
+            x_BC = F.relu(plain_norm(x_BCHW, *(weight.to(x.dtype) for weight in self.norm))).mean((2, 3))
+        else:
+            x_BC = x.mean((2, 3) if self.plain else (1, 2))
+        return self.classifier(x_BC.to(self.classifier.weight.dtype))
 
     def _cell(
         self, number: int, cell: int, layer: CellLayer, inputs: Sequence[Tensor], paths: CellPaths, drop: Drop | None
     ) -> Tensor:
-        layers: Any = self.layers
-        parameters: CellWeights = layers[number]
-        weights = parameters.arenas()
-        preprocess: list[slice] = []
-        for group in parameters.preprocess_groups():
-            preprocess.append(slice(len(weights), len(weights) + len(group)))
-            weights += group
+        parameters, weights, preprocess = self._cell_weights(number)
         zero = self.space.operations.index(ZERO)
         sampled: list[Branch] = []
         shadows: list[Branch] = []
@@ -166,13 +181,41 @@ class SuperNet(nn.Module):
         # Without autograd nothing is saved; a policy that keeps maps would only hold them for longer.
         policy = self.policies[cell] if torch.is_grad_enabled() and not self.plain else "min"
         running = tuple(branch for branch in sampled if branch.column != zero)
-        call = CellCall(layer, cell, running, tuple(shadows), tuple(preprocess), policy, drop)
+        call = CellCall(layer, cell, running, tuple(shadows), preprocess, policy, drop)
         gates_EO = paths.gates_EO.to(inputs[0].dtype)
         if self.plain:
             views = differentiable_views(parameters.layout, parameters.arenas())
             plain: list[PlainBranch] = [(b.row, b.column, b.operation, views[b.row][b.column]) for b in sampled]
             return plain_cell(call, plain, gates_EO, (*inputs, *weights))
         return CellFunction.apply(call, gates_EO, *inputs, *weights)
+
+    def _cell_weights(self, number: int) -> tuple[CellWeights, list[Tensor], tuple[slice, ...]]:
+        """A cell's parameters, the same as a list, and where in it each input's preprocessing is."""
+        layers: Any = self.layers
+        parameters: CellWeights = layers[number]
+        weights = parameters.arenas()
+        preprocess: list[slice] = []
+        for group in parameters.preprocess_groups():
+            preprocess.append(slice(len(weights), len(weights) + len(group)))
+            weights += group
+        return parameters, weights, tuple(preprocess)
+
+    def _branch_rows(self, paths: Paths) -> dict[str, Tensor]:
+        """The kernels' branch table of a sample by cell type."""
+        return {kind: branches_of(getattr(self, f"branch_table_{kind}"), path.indices_EK) for kind, path in paths.items()}
+
+    def _fused_cell(
+        self, number: int, cell: int, layer: CellLayer, inputs: Sequence[Tensor], path: CellPaths, rows: Tensor,
+        drop: Drop | None,
+    ) -> Tensor:  # fmt: skip
+        _, weights, preprocess = self._cell_weights(number)
+        policy = self.policies[cell] if torch.is_grad_enabled() else "min"
+        two_stages = any(
+            isinstance(operation, DepthwiseSeparable) and operation.stages > 1 for operation in self.operations.values()
+        )
+        call = FusedCall(layer, cell, path.indices_EK.shape[1], two_stages, preprocess, policy, drop)
+        wide = torch.float64 if self.dtype == torch.float64 else torch.float32
+        return FusedCellFunction.apply(call, rows, path.gates_EO.to(wide), *inputs, *weights)
 
     def touched(self, indices: Mapping[str, Tensor]) -> list[Tensor | None]:
         """For each parameter, in the order of `parameters()`, which rows the sampled operations own.

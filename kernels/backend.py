@@ -1,0 +1,63 @@
+"""Which implementation runs: Triton, C++ on the CPU, or plain PyTorch."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Where each function lives: kernels/<module>.py and its twin kernels/reference/<module>.py.
+MODULES = {
+    "gumbel_topk": "gumbel_topk",
+    "grouped_stage": "grouped_stage",
+    "bn_combine": "bn_combine",
+    "bn_combine_backward": "bn_combine",
+    "point_backward": "stage_backward",
+    "taps_backward": "stage_backward",
+    "gather_backward": "stage_backward",
+    "stage_weight_grads": "stage_weights",
+    "drop_mask": "drop_mask",
+}
+TWIN_MODULES = {**MODULES, "drop_mask": "dropblock"}
+
+
+def interpreting() -> bool:
+    """Whether Triton's interpreter runs the kernels, so that they take CPU tensors."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    import triton
+
+    return bool(triton.knobs.runtime.interpret)
+
+
+@functools.cache
+def _load(name: str, reference: bool) -> Callable[..., Any]:
+    package = __package__ + (".reference" if reference else "")
+    module = importlib.import_module(f"{package}.{(TWIN_MODULES if reference else MODULES)[name]}")
+    return getattr(module, name)
+
+
+def function(name: str, tensor: Tensor) -> Callable[..., Any]:
+    """The Triton function for CUDA tensors and in the interpreter, its plain-PyTorch twin elsewhere."""
+    return _load(name, reference=not (tensor.is_cuda or interpreting()))
+
+
+def why_not_triton(device: torch.device) -> str | None:
+    """None where the Triton kernels run on tensors of this device, else the reason in a few words."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if interpreting() or torch._guards.active_fake_mode() is not None:
+        return None
+    if device.type != "cuda":
+        return f"Triton needs a CUDA device, this one is {device.type}"
+    if not torch.cuda.is_available():
+        return "no CUDA driver"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        return f"the kernels are built for sm_80 and later, this GPU is sm_{major}{minor}"
+    return None
