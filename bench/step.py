@@ -10,12 +10,12 @@ from torch import Tensor
 
 from ..engine.config import SearchConfig, build
 from ..engine.errors import ConfigError
+from ..engine.implementation import resolve
 from ..engine.sampler import Sampler
 from ..engine.space import space_named
-from ..engine.steps import Learner, Moment
+from ..engine.steps import Feed, Learner, Moment
 from ..engine.supernet import SuperNet
 
-IMPLEMENTATIONS = ("auto", "reference")
 
 
 @dataclass(slots=True)
@@ -35,20 +35,24 @@ class Step:
     tau: float
     number: int = 0
 
-    def _moment(self) -> Moment:
-        return Moment(self.number, self.tau, self.config.lr, drop_rate=0.0, guided=False)
+    def _feed(self, draw: int) -> Feed:
+        moment = Moment(self.number, self.tau, self.config.lr, drop_rate=0.0, guided=False)
+        return self.learner.feed(self.images_BCHW, self.labels_B, moment, draw)
 
     def forward(self) -> Tensor:
         """Mean cross-entropy [] of one draw's networks with everything that backward would need, no update."""
-        sample = self.sampler.draw(2 * self.number + 1, self.tau, grad=self.learner.all_gradients)
+        feed = self._feed(2 * self.number + 1)
+        sample = self.sampler.draw(feed.clock, feed.tau, grad=self.learner.all_gradients)
         losses = [F.cross_entropy(self.net(self.images_BCHW, paths), self.labels_B) for paths in sample.networks]
         return torch.stack(losses).mean()
 
-    def alpha_step(self) -> None:
-        self.learner.alpha_step(self.images_BCHW, self.labels_B, self._moment())
+    def alpha_step(self) -> Tensor:
+        """See `Learner.alpha_update`; nothing is read."""
+        return self.learner.alpha_update(self._feed(2 * self.number), dropped=False)
 
-    def weight_step(self) -> None:
-        self.learner.weight_step(self.images_BCHW, self.labels_B, self._moment())
+    def weight_step(self) -> Tensor:
+        """See `Learner.weight_update`; nothing is read."""
+        return self.learner.weight_update(self._feed(2 * self.number + 1), guided=False, dropped=False)
 
     def step(self) -> None:
         """One alpha step and one W step, optimizers included."""
@@ -84,23 +88,23 @@ def build_step(
         mode: union or subgraphs (sequential).
         policy: all, bn, nodes, min (or one per cell), or autograd: the plain path.
         layout: of the plain path, nchw or nhwc.
-        impl: auto or reference, both plain PyTorch.
+        impl: auto, triton, native or reference; see `engine.implementation`.
+        dtype: float32, float64, or bfloat16 with the Triton kernels.
         gradients: `lazy` computes what a step uses; `all` also what it throws away, as the published DARTS
             code does; `auto` is `all` for the plain path and `lazy` for the engine.
 
     Raises:
         ConfigError: for a value or combination that no search can run with.
     """
-    if impl not in IMPLEMENTATIONS:
-        raise ConfigError("unknown implementation", got=impl, allowed=", ".join(IMPLEMENTATIONS), next='impl="auto"')
     if gradients not in ("auto", "lazy", "all"):
         raise ConfigError("unknown gradients", got=gradients, allowed="auto, lazy, all", next='gradients="auto"')
     base = {
         "recipe": "bench", "method": method, "space": space, "stem": stem, "channels": channels, "layers": layers,
         "image": image, "batch": batch, "k": k, "mode": mode, "policy": policy, "layout": layout,
-        "device": device, "dtype": dtype, "seed": seed, "dbi": "off", "teacher": "none",
+        "device": device, "dtype": dtype, "seed": seed, "dbi": "off", "teacher": "none", "impl": impl,
     }  # fmt: skip
     config = build(base, {})
+    chosen = resolve(config, torch.device(device))[0] if policy != "autograd" else "reference"
     torch_dtype = getattr(torch, config.dtype)
     net = SuperNet(
         space_named(space),
@@ -112,8 +116,9 @@ def build_step(
         layout=layout,
         seed=seed,
         dtype=torch_dtype,
+        impl=chosen,
     ).to(device)
-    sampler = Sampler(space_named(space), config).to(device)
+    sampler = Sampler(space_named(space), config, impl=chosen).to(device)
     all_gradients = gradients == "all" or (gradients == "auto" and policy == "autograd")
     learner = Learner(config, net, sampler, all_gradients=all_gradients)
     generator = torch.Generator().manual_seed(seed)

@@ -52,7 +52,8 @@ def plain_cell(call: CellCall, branches: Sequence[PlainBranch], gates_EO: Tensor
                 continue
             y = operation.plain(states[edge.source], op_weights, edge.stride)
             if call.drop is not None and operation.is_identity:
-                mask = call.drop.mask(states[edge.source].permute(0, 2, 3, 1), call.index, row)
+                gate = row * gates_EO.shape[1] + column
+                mask = call.drop.mask(states[edge.source].permute(0, 2, 3, 1), call.index, gate)
                 y = y * mask.permute(0, 3, 1, 2)
             terms.append(gates_EO[row, column] * y)
         states.append(sum(terms[1:], terms[0]))

@@ -95,7 +95,7 @@ class CellFunction(torch.autograd.Function):
         prepared, input_stats = _prepare_inputs(call, inputs, weights, None)
         buffer, states = _allocate_states(call, prepared)
         gates = gates_EO.tolist()
-        tapes = [_tape(call, branch, weights, need_w) for branch in call.branches]
+        tapes = [_tape(call, branch, weights, need_w, gates_EO.shape[1]) for branch in call.branches]
         out_stats: list[batchnorm.Stats | None] = []
         kept_z: list[Tensor | None] = []
         by_target = _by_target(call.branches)
@@ -248,7 +248,7 @@ class _Backward:
     def _shadow(self, branch: Branch, dy: Tensor, sum_dy_C: Tensor) -> None:
         """The gate gradient <dy, out> of an operation that was not sampled."""
         source = Source(self.states[branch.edge.source])
-        tape = _tape(self.call, branch, self.weights, need_w=False)
+        tape = _tape(self.call, branch, self.weights, False, len(self.saved.gates[0]))
         if isinstance(branch.operation, DirectOperation):
             grad = branch.operation.backward(tape, source, dy, 0.0, need_gate=True)
             assert grad is not None
@@ -306,13 +306,13 @@ def _by_target(branches: Sequence[Branch]) -> dict[int, list[int]]:
     return numbers
 
 
-def _tape(call: CellCall, branch: Branch, weights: Sequence[Tensor], need_w: bool) -> Tape:
+def _tape(call: CellCall, branch: Branch, weights: Sequence[Tensor], need_w: bool, num_operations: int) -> Tape:
     mask = None
     if call.drop is not None:
-        drop, index, row = call.drop, call.index, branch.row
+        drop, index, gate = call.drop, call.index, branch.row * num_operations + branch.column
 
         def mask(x_BHWC: Tensor) -> Tensor:
-            return drop.mask(x_BHWC, index, row)
+            return drop.mask(x_BHWC, index, gate)
 
     return Tape([place.view(weights) for place in branch.places], branch.edge.stride, need_w, mask)
 

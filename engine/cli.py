@@ -88,6 +88,12 @@ def _add_search(commands: Any) -> None:
     search.add_argument("--keys", action="store_true", help="list all configuration keys and leave")
     for name, field in FIELDS.items():
         if field.metadata["flag"]:
+            if field.default is True:
+                search.add_argument(
+                    f"--no-{name}", dest=name, action="store_const", const="false", default=argparse.SUPPRESS,
+                    help="do not " + field.metadata["help"],
+                )  # fmt: skip
+                continue
             allowed = choices(name)
             search.add_argument(
                 f"--{name.replace('_', '-')}", default=argparse.SUPPRESS,

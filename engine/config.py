@@ -102,7 +102,13 @@ class SearchConfig:
     policy: str = key("min", "kept activations: all, bn, nodes or min; one, or one per cell joined by commas")
     layout: Literal["nhwc", "nchw"] = key("nhwc", "layout of the plain-autograd path", flag=False)
     device: str = key("auto", "auto, cpu or cuda")
-    dtype: Literal["float32", "float64"] = key("float32", "of weights and activations", flag=False)
+    impl: Literal["auto", "triton", "native", "reference"] = key(
+        "auto", "what computes the cells: Triton kernels, C++ on the CPU, plain PyTorch, or the quickest there is"
+    )
+    graph: bool = key(True, "run a step as one CUDA graph, where Triton kernels compute the cells")
+    dtype: Literal["float32", "float64", "bfloat16"] = key(
+        "float32", "of the maps; bfloat16 needs the Triton kernels, weights are then float32", flag=False
+    )
     threads: int = key(0, "CPU threads, 0 for all cores", flag=False)
 
     seed: int = key(0, "of weights, samples, split, order and augmentation")

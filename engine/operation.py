@@ -19,26 +19,39 @@ from torch import Tensor
 from ..kernels.reference import batchnorm, dropblock
 
 Shape = tuple[int, ...]
+MAX_NETWORKS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Dropblock-Identity for one forward pass.
+    """Dropblock-Identity of one network for one forward pass.
 
     Attributes:
         kind: blocks (DropBlock) or single values (dropout).
-        rate: drop rate, 0 to 0.9.
-        seed: of this step and sub-graph; cells and edges are mixed in, so the same seed gives the same masks.
+        rate: drop rate, fp32 [], 0 to 0.9.
+        clock: (seed, draw) int64 [2] of this network (see `network_clock`); cells and edges are mixed in, so the
+            same clock gives the same masks.
     """
 
     kind: Literal["dropblock", "dropout"]
-    rate: float
-    seed: int
+    rate: Tensor
+    clock: Tensor
 
-    def mask(self, x_BHWC: Tensor, cell: int, edge: int) -> Tensor:
-        seed = (self.seed * 1_000_003 + cell * 1_009 + edge) % (1 << 63)
+    def mask(self, x_BHWC: Tensor, cell: int, gate: int) -> Tensor:
+        """The mask of a skip-connect in cell number `cell`; `gate` is its place in gates_EO, flattened.
+
+        Waits for the device: the kernels read rate and clock there.
+        """
+        seed, draw = self.clock.tolist()
+        key = dropblock.mask_key(seed, draw, cell, gate)
         make = dropblock.block_mask if self.kind == "dropblock" else dropblock.value_mask
-        return make(x_BHWC, self.rate, seed)
+        return make(x_BHWC, self.rate.item(), key)
+
+
+def network_clock(clock: Tensor, network: int) -> Tensor:
+    """The clock of one of a draw's networks, so that sub-graphs meet masks of their own."""
+    seed, draw = clock.unbind()
+    return torch.stack([seed, draw * MAX_NETWORKS + network])
 
 
 @dataclass(frozen=True, slots=True)

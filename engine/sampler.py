@@ -72,11 +72,12 @@ class Sampler(nn.Module):
     Args:
         space: the operations and cell types.
         config: k, mode, assign, noise, relaxation, gate and seed are read.
+        impl: `triton` draws in one kernel where the gate's estimator allows it.
     """
 
-    def __init__(self, space: SearchSpace, config: SearchConfig) -> None:
+    def __init__(self, space: SearchSpace, config: SearchConfig, *, impl: str = "reference") -> None:
         super().__init__()
-        self.space, self.config = space, config
+        self.space, self.config, self.impl = space, config, impl
         generator = torch.Generator().manual_seed(config.seed + 1)
         self.alpha = nn.ParameterDict(
             {

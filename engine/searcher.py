@@ -27,6 +27,7 @@ from .errors import CheckpointError, ConfigError, InterruptedSearchError, Numeri
 from .evaluate import evaluate, genotype_paths
 from .genotype import Genotype
 from .images import FolderImages
+from .implementation import resolve
 from .progress import Progress
 from .report import write_report
 from .report_figures import SKIP_ALARM
@@ -111,12 +112,16 @@ class _Run:
 
         self.w_batches, self.alpha_batches = batches(w_indices, "w"), batches(alpha_indices, "alpha")
         self.fingerprint = dataset_fingerprint(dataset.labels, w_indices, alpha_indices)
+        impl, self.impl_note = resolve(config, device)
         net = SuperNet(
             self.space, channels=config.channels, layers=config.layers, stem=config.stem,
             classes=self.num_classes, policy=config.policies if config.policy != "autograd" else ("autograd",),
-            layout=config.layout, seed=config.seed, dtype=self.dtype,
+            layout=config.layout, seed=config.seed, dtype=self.dtype, impl=impl,
         ).to(device)  # fmt: skip
-        self.learner = Learner(config, net, Sampler(self.space, config).to(device))
+        self.learner = Learner(
+            config, net, Sampler(self.space, config, impl=impl).to(device),
+            graphs=config.graph and impl == "triton" and device.type == "cuda",
+        )  # fmt: skip
         self.steps_per_epoch = self.w_batches.per_epoch
         self.total_steps = self.steps_per_epoch * config.epochs
         self.step, self.epoch_closed = 0, False
@@ -145,6 +150,8 @@ class _Run:
             stack.enter_context(self.stop)
             self.progress = stack.enter_context(Progress(self.total_steps, title, self.step))
             self.progress.note(f"run folder {self.folder.path}")
+            if self.impl_note is not None:
+                self.progress.note(self.impl_note)
             if not self.step:
                 self._write({"kind": "data", "step": 0, "images": self.fingerprint, "classes": self.num_classes})
             if start is not None:

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from .config import SearchConfig
 from .errors import NumericsError
+from .graph import StepGraphs
 from .guidance import Guidance
-from .operation import Drop
+from .operation import Drop, network_clock
 from .optimizer import SampledSGD
 from .sampler import CellPaths, Paths, Sample, Sampler
 from .supernet import SuperNet
@@ -74,6 +75,7 @@ class Feed:
         clock: (seed, number of the draw) int64 [2].
         tau: temperature [] in alpha's dtype.
         lr: learning rate [] in the weights' dtype.
+        drop_rate: of Dropblock-Identity, fp32 [].
     """
 
     images_BCHW: Tensor
@@ -81,6 +83,20 @@ class Feed:
     clock: Tensor
     tau: Tensor
     lr: Tensor
+    drop_rate: Tensor
+
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return self.images_BCHW, self.labels_B, self.clock, self.tau, self.lr, self.drop_rate
+
+    def shapes(self) -> tuple[torch.Size, ...]:
+        return tuple(tensor.shape for tensor in self._tensors())
+
+    def clone(self) -> Feed:
+        return Feed(*(tensor.clone() for tensor in self._tensors()))
+
+    def copy_(self, other: Feed) -> None:
+        for ours, theirs in zip(self._tensors(), other._tensors(), strict=True):
+            ours.copy_(theirs, non_blocking=True)
 
 
 class Learner:
@@ -95,10 +111,15 @@ class Learner:
         sampler: alpha is its parameter.
         all_gradients: also compute what the step throws away, weight gradients in an alpha step and alpha
             gradients in a W step, as the published DARTS code does (for baselines).
+        graphs: whether to run steps as CUDA graphs; needs `impl="triton"`.
     """
 
-    def __init__(self, config: SearchConfig, net: SuperNet, sampler: Sampler, *, all_gradients: bool = False) -> None:
+    def __init__(
+        self, config: SearchConfig, net: SuperNet, sampler: Sampler, *, all_gradients: bool = False,
+        graphs: bool = False,
+    ) -> None:  # fmt: skip
         self.config, self.net, self.sampler = config, net, sampler
+        self.graphs: StepGraphs[Feed] | None = StepGraphs(net.classifier.weight.device) if graphs else None
         self.all_gradients = all_gradients
         self.guidance = Guidance(config, net, sampler)
         self._alphas = list(sampler.parameters())
@@ -121,15 +142,19 @@ class Learner:
             self.sampler.clock(draw),
             torch.tensor(moment.tau, dtype=alpha.dtype, device=alpha.device),
             torch.tensor(moment.lr, dtype=weight.dtype, device=weight.device),
+            torch.tensor(moment.drop_rate, dtype=torch.float32, device=weight.device),
         )
 
-    def _drops(self, draw: int, moment: Moment) -> list[Drop | None]:
+    def _drops_now(self, moment: Moment) -> bool:
+        return self.config.dbi != "off" and moment.drop_rate > 0
+
+    def _drops(self, feed: Feed, dropped: bool) -> list[Drop | None]:
         """Dropblock-Identity of each network."""
+        kind = self.config.dbi
         networks = 1 if self.config.mode == "union" else self.config.k
-        if self.config.dbi == "off" or moment.drop_rate <= 0:
+        if not dropped or kind == "off":
             return [None] * networks
-        seeds = [(self.config.seed * 1_000_003 + draw * 64 + number) % (1 << 62) for number in range(networks)]
-        return [Drop(self.config.dbi, moment.drop_rate, seed) for seed in seeds]
+        return [Drop(kind, feed.drop_rate, network_clock(feed.clock, number)) for number in range(networks)]
 
     def weight_step(self, images_BCHW: Tensor, labels_B: Tensor, moment: Moment) -> WeightResult:
         """One SGD step on the weights of the sampled operations.
@@ -137,30 +162,40 @@ class Learner:
         Raises:
             NumericsError: for a loss or a gradient that is not finite; the weights are then as before.
         """
-        values = self.weight_update(images_BCHW, labels_B, moment)
+        feed = self.feed(images_BCHW, labels_B, moment, 2 * moment.step + 1)
+        guided = moment.guided and self.guidance.due(moment.step)
+        dropped = self._drops_now(moment)
+
+        def update(feed: Feed) -> Tensor:
+            return self.weight_update(feed, guided=guided, dropped=dropped)
+
+        kind = ("weight", guided, self.guidance.trusted, dropped)
+        values = update(feed) if self.graphs is None else self.graphs.run(kind, feed, update)
         loss, accuracy, grad_norm, distill, teacher_loss = values.tolist()
         _require_finite({"loss": loss, "gradient norm": grad_norm}, "W", moment)
         if not math.isnan(teacher_loss):
             self.guidance.judge(teacher_loss, loss)
         return WeightResult(loss, None if math.isnan(distill) else distill, accuracy, grad_norm)
 
-    def weight_update(self, images_BCHW: Tensor, labels_B: Tensor, moment: Moment) -> Tensor:
+    def weight_update(self, feed: Feed, *, guided: bool, dropped: bool) -> Tensor:
         """`weight_step` without reading: (loss, accuracy, gradient norm, distillation, teacher's loss), fp64 [5].
 
         The last two are NaN where no teacher acted. A step whose loss or gradient is not finite changes nothing.
+
+        Args:
+            feed: the batch, and what the schedules say.
+            guided: whether the teacher is run; it acts where `guidance` trusts it.
+            dropped: whether Dropblock-Identity acts.
         """
-        draw = 2 * moment.step + 1
-        feed = self.feed(images_BCHW, labels_B, moment, draw)
         sample = self.sampler.draw(feed.clock, feed.tau, grad=self.all_gradients)
         self.weight_optimizer.zero_grad()
-        guided = moment.guided and self.guidance.due(moment.step)
         take = self._together if self.config.execution == "co-resident" else self._one_by_one
-        outcome = take(feed, sample, self._drops(draw, moment), guided)
+        outcome = take(feed, sample, self._drops(feed, dropped), guided)
         norm = self.weight_optimizer.clip(self.config.clip)
         ok = torch.isfinite(outcome.loss) & torch.isfinite(norm)
         self.weight_optimizer.step(feed.lr, self.net.touched(sample.indices), ok)
         self.guidance.follow()
-        hits = torch.stack([(z.argmax(-1) == labels_B).double().mean() for z in outcome.logits]).mean()
+        hits = torch.stack([(z.argmax(-1) == feed.labels_B).double().mean() for z in outcome.logits]).mean()
         nothing = norm.new_full((), math.nan)
         values = (outcome.loss, hits, norm, outcome.distill, outcome.teacher_loss)
         return torch.stack([(nothing if value is None else value).double() for value in values])
@@ -216,19 +251,24 @@ class Learner:
         Raises:
             NumericsError: for a loss, a gradient or an alpha that is not finite; alpha is then as before.
         """
-        loss, grad_norm, finite = self.alpha_update(images_BCHW, labels_B, moment).tolist()
+        feed = self.feed(images_BCHW, labels_B, moment, 2 * moment.step)
+        dropped = self._drops_now(moment)
+
+        def update(feed: Feed) -> Tensor:
+            return self.alpha_update(feed, dropped=dropped)
+
+        values = update(feed) if self.graphs is None else self.graphs.run(("alpha", dropped), feed, update)
+        loss, grad_norm, finite = values.tolist()
         _require_finite({"loss": loss, "alpha's gradient norm": grad_norm}, "alpha", moment)
         _require_finite({"alpha": 0.0 if finite else math.nan}, "alpha", moment)
         return AlphaResult(loss, grad_norm)
 
-    def alpha_update(self, images_BCHW: Tensor, labels_B: Tensor, moment: Moment) -> Tensor:
+    def alpha_update(self, feed: Feed, *, dropped: bool) -> Tensor:
         """`alpha_step` without reading: (loss, gradient norm, 1 where the new alpha is finite), fp64 [3]."""
-        draw = 2 * moment.step
-        feed = self.feed(images_BCHW, labels_B, moment, draw)
         sample = self.sampler.draw(feed.clock, feed.tau, grad=True)
         self.alpha_optimizer.zero_grad(set_to_none=True)
         estimate = self._score_gradient if self.config.gate == "score" else self._gate_gradient
-        loss = estimate(feed, sample, self._drops(draw, moment))
+        loss = estimate(feed, sample, self._drops(feed, dropped))
         grads = [alpha.grad for alpha in self._alphas if alpha.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads) if grads else loss.new_zeros(())
         ok = torch.isfinite(loss) & torch.isfinite(norm)

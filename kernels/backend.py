@@ -61,3 +61,10 @@ def why_not_triton(device: torch.device) -> str | None:
     if major < 8:
         return f"the kernels are built for sm_80 and later, this GPU is sm_{major}{minor}"
     return None
+
+
+def why_not_native() -> str | None:
+    """None where the C++ kernels are built and load, else the reason in a few words."""
+    from . import native
+
+    return native.why_not()

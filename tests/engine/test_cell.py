@@ -80,7 +80,7 @@ def test_operations_that_were_not_sampled_get_no_gradient_at_all():
 @pytest.mark.parametrize("policy", ["all", "min"])
 def test_dropblock_masks_are_the_same_in_recomputation(policy, kind):
     sampler = sampler_of(k=4, mode="union")
-    drop = Drop(kind, 0.4, seed=9)
+    drop = Drop(kind, torch.tensor(0.4), torch.tensor([9, 3]))
     _, oracle = gradients(sampler, "autograd", drop=drop)
     _, ours = gradients(sampler, policy, drop=drop)
     assert worst_error(ours, oracle) <= TOLERANCE

@@ -18,8 +18,9 @@ from networks import sampler_of
 
 
 def learner_of(policy: str = "min", **overrides) -> Learner:
-    sampler = sampler_of(policy=policy, **{"dtype": torch.float32, **overrides})
-    net = SuperNet(sampler.space, channels=4, layers=3, classes=5, policy=[policy])
+    options = {"dtype": torch.float32, **overrides}
+    sampler = sampler_of(policy=policy, **options)
+    net = SuperNet(sampler.space, channels=4, layers=3, classes=5, policy=[policy], dtype=options["dtype"])
     return Learner(sampler.config, net, sampler)
 
 
@@ -40,17 +41,17 @@ def weights(learner: Learner) -> dict[str, torch.Tensor]:
 def test_sequential_and_co_resident_take_the_same_steps(kind):
     results = []
     for execution in ("sequential", "co-resident"):
-        learner = learner_of(k=3, execution=execution, teacher=kind)
+        learner = learner_of(k=3, execution=execution, teacher=kind, dtype=torch.float64)
         for step in range(3):
             alpha = learner.alpha_step(*batch(step), moment(step, guided=True))
             result = learner.weight_step(*batch(step + 9), moment(step, guided=True))
         results.append((alpha, result, weights(learner), copy.deepcopy(learner.sampler.state_dict())))
     (a1, r1, w1, s1), (a2, r2, w2, s2) = results
-    assert a1.loss == pytest.approx(a2.loss, rel=1e-5) and r1.loss == pytest.approx(r2.loss, rel=1e-5)
+    assert a1.loss == pytest.approx(a2.loss, rel=1e-10) and r1.loss == pytest.approx(r2.loss, rel=1e-10)
     for name in w1:
-        torch.testing.assert_close(w1[name], w2[name], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(w1[name], w2[name], rtol=1e-8, atol=1e-10)
     for name in s1:
-        torch.testing.assert_close(s1[name], s2[name], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(s1[name], s2[name], rtol=1e-8, atol=1e-10)
 
 
 def test_alpha_step_changes_alpha_only_and_w_step_weights_only():
