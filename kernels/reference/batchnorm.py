@@ -26,6 +26,8 @@ def batch_stats(z_BHWC: Tensor) -> Stats:
     z_BCHW = z_BHWC.permute(0, 3, 1, 2)
     if z_BHWC.is_cuda:
         return torch.batch_norm_stats(z_BCHW, EPSILON)
+    if z_BHWC.dtype == torch.bfloat16:
+        z_BCHW = z_BCHW.float()
     # Writes no map; torch.var_mean takes eleven times as long in this layout.
     mean_C, variance_C = torch.batch_norm_update_stats(z_BCHW, None, None, 0.1)
     return mean_C, torch.rsqrt(variance_C + EPSILON)
@@ -44,14 +46,14 @@ def normalize_relu(z_BHWC: Tensor, stats: Stats) -> Tensor:
 
 
 def sum_rows(dy_BHWC: Tensor) -> Tensor:
-    """S1 [C]."""
-    return rows(dy_BHWC).sum(0)
+    """S1 [C]; fp32 for a bf16 map."""
+    return rows(dy_BHWC).sum(0, dtype=torch.float32 if dy_BHWC.dtype == torch.bfloat16 else None)
 
 
 def sum_dy_xhat(dy_BHWC: Tensor, z_BHWC: Tensor, stats: Stats, sum_dy_C: Tensor) -> Tensor:
     """S2 [C], without forming xhat."""
     mean_C, rstd_C = stats
-    return rstd_C * (rows(torch.mul(dy_BHWC, z_BHWC)).sum(0) - mean_C * sum_dy_C)
+    return rstd_C * (sum_rows(torch.mul(dy_BHWC, z_BHWC)) - mean_C * sum_dy_C)
 
 
 def input_grad(
@@ -81,5 +83,5 @@ def input_grad_from_xhat_(dy_BHWC: Tensor, xhat_BHWC: Tensor, rstd_C: Tensor) ->
     """dz of out = xhat(z), written over dy, where the normalised map itself was kept."""
     num_rows = dy_BHWC.numel() // dy_BHWC.shape[-1]
     sum_dy_C = sum_rows(dy_BHWC)
-    sum_dy_xhat_C = rows(dy_BHWC * xhat_BHWC).sum(0)
+    sum_dy_xhat_C = sum_rows(dy_BHWC * xhat_BHWC)
     return dy_BHWC.addcmul_(xhat_BHWC, -sum_dy_xhat_C / num_rows).sub_(sum_dy_C / num_rows).mul_(rstd_C)

@@ -1,0 +1,87 @@
+"""Block sizes and warps of every launch, by channels and dtype; never by what was sampled.
+
+Chosen from the compiler's report (`python -m msgdas.kernels.aot`): no spills on any architecture, then fewest
+instructions per tap. Nothing here was timed: no GPU was at hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .branches import Geometry
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """One launch configuration.
+
+    Attributes:
+        pixels: pixels (or groups of four outputs) of a program.
+        channels: channels read at a time.
+        outputs: output channels of a program.
+        num_warps: warps of a program.
+        repeat: tiles that one program sums over.
+        acc, dot: dtypes of sums and of the operands of matrix products.
+        wide: the same as `acc`, for torch.
+    """
+
+    pixels: int
+    channels: int
+    outputs: int
+    num_warps: int
+    repeat: int
+    acc: Any
+    dot: Any
+    wide: torch.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Sizes for maps of up to `max_channels` channels; the first rule that fits is taken."""
+
+    max_channels: int
+    pixels: int
+    channels: int
+    outputs: int
+    num_warps: int
+    repeat: int = 1
+
+
+RULES: dict[str, tuple[Rule, ...]] = {
+    "stage": (Rule(16, 32, 16, 16, 4), Rule(32, 32, 16, 32, 4), Rule(1 << 30, 16, 16, 64, 4)),
+    "combine": (Rule(16, 128, 16, 16, 4), Rule(1 << 30, 64, 32, 32, 4)),
+    "reduce": (Rule(16, 64, 16, 16, 4, 4), Rule(1 << 30, 32, 32, 32, 4, 4)),
+    "point": (Rule(16, 64, 16, 16, 4), Rule(32, 64, 32, 32, 4), Rule(1 << 30, 32, 32, 64, 4)),
+    "taps": (Rule(16, 32, 16, 16, 4), Rule(1 << 30, 16, 32, 32, 4)),
+    "gather": (Rule(16, 32, 16, 16, 4), Rule(1 << 30, 16, 32, 32, 4)),
+    "weights": (Rule(16, 32, 16, 16, 4, 8), Rule(1 << 30, 16, 16, 32, 4, 8)),
+    "mask": (Rule(1 << 30, 64, 16, 16, 4),),
+}
+
+
+def blocks(kernel: str, maps: Tensor, geometry: Geometry) -> Blocks:
+    """The configuration of `kernel` for maps of this dtype and size."""
+    return blocks_of(kernel, maps.dtype, geometry.channels, tuple(maps.device.type for _ in (0,))[0] == "cpu")
+
+
+def blocks_of(kernel: str, dtype: torch.dtype, channels: int, interpreted: bool = False) -> Blocks:
+    """As `blocks`, from the dtype and the channels alone.
+
+    In the interpreter a program costs the same whatever its size, so that programs are larger there.
+    """
+    rule = next(rule for rule in RULES[kernel] if channels <= rule.max_channels)
+    grow = 4 if interpreted and kernel != "weights" else 1
+    double = dtype == torch.float64
+    acc = tl.float64 if double else tl.float32
+    dot = {torch.float64: tl.float64, torch.float32: tl.float32, torch.bfloat16: tl.bfloat16}[dtype]
+    return Blocks(
+        rule.pixels * grow, min(rule.channels, max(16, triton.next_power_of_2(channels))),
+        min(rule.outputs, max(16, triton.next_power_of_2(channels))), rule.num_warps, rule.repeat, acc, dot,
+        torch.float64 if double else torch.float32,
+    )  # fmt: skip

@@ -1,0 +1,114 @@
+"""Device functions that several kernels share: rows of the branch table, sources, and the loop over taps.
+
+Shape suffixes: as in `branches`. P pixels of a tile, G groups of four outputs.
+
+Four outputs of a row go together, spaced by the dilation, so that a loaded and converted value is used up to k
+times: 3 instructions for one tap of one element instead of 5 (sm_90). The loop over a kernel's rows stays a
+loop: unrolled, LLVM hoists all loads and spills.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from . import branches
+
+COLUMNS = tl.constexpr(branches.COLUMNS)
+CODE, SOURCE, OUTPUT, GATE = (tl.constexpr(v) for v in (branches.CODE, branches.SOURCE, branches.OUTPUT, branches.GATE))
+TAPS0, TAPS1 = tl.constexpr(branches.TAPS0), tl.constexpr(branches.TAPS1)
+POINT0, POINT1 = tl.constexpr(branches.POINT0), tl.constexpr(branches.POINT1)
+NONE, SKIP, AVG_DIRECT = (tl.constexpr(v) for v in (branches.NONE, branches.SKIP, branches.AVG_DIRECT))
+MAX, AVG, REDUCE = (tl.constexpr(v) for v in (branches.MAX, branches.AVG, branches.REDUCE))
+CONV1, CONV3 = tl.constexpr(branches.CONV1), tl.constexpr(branches.CONV3)
+SEP3, SEP5 = tl.constexpr(branches.SEP3), tl.constexpr(branches.SEP5)
+DIL3, DIL5 = tl.constexpr(branches.DIL3), tl.constexpr(branches.DIL5)
+
+
+@triton.jit
+def column(rows, j, which: tl.constexpr):
+    """One number of row j of the branch table."""
+    return tl.load(rows + j * COLUMNS + which)
+
+
+@triton.jit
+def normalised(x, scale, shift, inside, NORM: tl.constexpr):
+    """relu(x), or relu(x * scale + shift) inside the map; padding is zero after the ReLU."""
+    if NORM:
+        x = tl.where(inside, x * scale[None, :] + shift[None, :], 0.0)
+    return tl.maximum(x, 0.0)
+
+
+@triton.jit
+def four_outputs(
+    x, stride, taps, n, h0, w0, alive, c, scale, shift, H, W,
+    C: tl.constexpr, K: tl.constexpr, ROW_STEP: tl.constexpr, COLUMN_STEP: tl.constexpr, PER_OUTPUT: tl.constexpr,
+    NORM: tl.constexpr, FLIP: tl.constexpr, RELU: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+    ACC: tl.constexpr,
+):  # fmt: skip
+    """Depthwise convolution of four outputs: [BP, BC] each.
+
+    Args:
+        x, stride: map and the distance of its pixels in elements.
+        taps: first of k * k rows of C weights.
+        n, h0, w0: [BP] sample, and the input row and column of the first output's first tap.
+        c: [BC] channels.
+        ROW_STEP, COLUMN_STEP: pixels between the taps of a column and of a row.
+        PER_OUTPUT: taps between two neighbouring outputs.
+        FLIP: whether to run through the taps backwards, as an input gradient does.
+    """
+    a0 = tl.zeros((BP, BC), ACC)
+    a1 = tl.zeros((BP, BC), ACC)
+    a2 = tl.zeros((BP, BC), ACC)
+    a3 = tl.zeros((BP, BC), ACC)
+    cm = c < C
+    for i in range(K):
+        h = h0 + i * ROW_STEP
+        inside_row = alive & (h >= 0) & (h < H)
+        row = (n * H + h) * W
+        for s in tl.static_range(K + 3 * PER_OUTPUT):
+            w = w0 + s * COLUMN_STEP
+            inside = (inside_row & (w >= 0) & (w < W))[:, None] & cm[None, :]
+            value = tl.load(x + (row + w)[:, None] * stride + c[None, :], mask=inside, other=0.0).to(ACC)
+            if RELU:
+                value = normalised(value, scale, shift, inside, NORM)
+            for t in tl.static_range(4):
+                q: tl.constexpr = s - t * PER_OUTPUT
+                if (q >= 0) & (q < K):
+                    tap = i * K + q
+                    if FLIP:
+                        tap = K * K - 1 - tap
+                    weight = tl.load(taps + tap * C + c, mask=cm, other=0.0).to(ACC)[None, :]
+                    if t == 0:
+                        a0 += value * weight
+                    if t == 1:
+                        a1 += value * weight
+                    if t == 2:
+                        a2 += value * weight
+                    if t == 3:
+                        a3 += value * weight
+    return a0, a1, a2, a3
+
+
+@triton.jit
+def group_of_four(g, PER_ROW: tl.constexpr, HEIGHT: tl.constexpr, SPACING: tl.constexpr):
+    """(sample, row, first column) of group g: four outputs, SPACING pixels apart."""
+    n = g // (PER_ROW * HEIGHT)
+    rest = g % (PER_ROW * HEIGHT)
+    h = rest // PER_ROW
+    place = rest % PER_ROW
+    return n, h, (place // SPACING) * (4 * SPACING) + place % SPACING
+
+
+@triton.jit
+def product(a, weight, acc, DOT: tl.constexpr):
+    """acc + a @ weight: tensor cores for bf16, exact multiplication for fp32 and fp64."""
+    return tl.dot(a.to(DOT), weight.to(DOT), acc, input_precision="ieee", out_dtype=acc.dtype)
+
+
+@triton.jit
+def store_row(z, n, h, w, alive, c, value, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, C: tl.constexpr):
+    """Write [BP, BC] values of one output each to an NHWC map."""
+    inside = (alive & (w < WIDTH))[:, None] & (c < C)[None, :]
+    pixel = (n * HEIGHT + h) * WIDTH + w
+    tl.store(z + pixel[:, None] * C + c[None, :], value.to(z.dtype.element_ty), mask=inside)

@@ -1,0 +1,1 @@
+"""Triton's interpreter runs the kernels where there is no GPU."""
