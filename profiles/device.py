@@ -1,4 +1,4 @@
-"""Facts about this machine's processor and GPUs; NVML is asked directly, torch is not needed."""
+"""Facts about this machine: its processor and memory here, its GPUs by way of nvml.py; torch is not needed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,20 @@ import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
+
+from .nvml import GpuFacts, Gpus, Tenant, gpu_with_uuid, gpus, visible_gpus
+
+__all__ = [
+    "CpuFacts",
+    "GpuFacts",
+    "Gpus",
+    "Tenant",
+    "cpu_facts",
+    "gpu_with_uuid",
+    "gpus",
+    "process_rss_bytes",
+    "visible_gpus",
+]
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
@@ -17,59 +31,6 @@ class CpuFacts:
     model: str
     cores: int
     memory_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class GpuFacts:
-    """One GPU as NVML describes it; `used_bytes` counts all processes."""
-
-    name: str
-    uuid: str
-    memory_bytes: int
-    used_bytes: int
-    driver: str
-
-
-@dataclass(frozen=True, slots=True)
-class Gpus:
-    """The GPUs there are, or the reason why none could be asked."""
-
-    devices: tuple[GpuFacts, ...]
-    reason: str | None
-
-
-def gpus() -> Gpus:
-    """All GPUs of this machine. Never raises: without a driver the reason says so."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        return Gpus((), f"NVML: {error}")
-    try:
-        driver = _text(pynvml.nvmlSystemGetDriverVersion())
-        devices = []
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-            devices.append(
-                GpuFacts(
-                    _text(pynvml.nvmlDeviceGetName(handle)),
-                    _text(pynvml.nvmlDeviceGetUUID(handle)),
-                    int(memory.total),
-                    int(memory.used),
-                    driver,
-                )
-            )
-        return Gpus(tuple(devices), None if devices else "NVML: no devices")
-    except pynvml.NVMLError as error:
-        return Gpus((), f"NVML: {error}")
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
 
 
 def cpu_facts() -> CpuFacts:
