@@ -58,16 +58,13 @@ def test_small_requests_share_a_segment():
     assert replay(Event(i, 512) for i in range(4097)).reserved_bytes == 4 * MIB
 
 
-def test_a_rest_of_a_mebibyte_is_not_split_off_a_large_block():
-    # 12 MiB is free; 11 MiB of it leave a rest of exactly 1 MiB, which stays in the block.
-    peaks = replay([Event("a", 12 * MIB), Event("a", None), Event("b", 11 * MIB)])
-    assert peaks.allocated_bytes == 12 * MIB == peaks.reserved_bytes
-    # One byte less leaves more than that: the rest is an unused block.
+@pytest.mark.parametrize(("asked", "in_block"), [(11 * MIB, 12 * MIB), (11 * MIB - 512, 11 * MIB - 512)])
+def test_a_rest_of_a_mebibyte_stays_in_a_large_block(asked, in_block):
     allocator = CachingAllocator()
     allocator.allocate("a", 12 * MIB)
     allocator.free("a")
-    allocator.allocate("b", 11 * MIB - 512)
-    assert allocator.allocated_bytes == 11 * MIB - 512
+    allocator.allocate("b", asked)
+    assert (allocator.allocated_bytes, allocator.reserved_bytes) == (in_block, 12 * MIB)
 
 
 def test_best_fit_takes_the_smallest_that_serves():
