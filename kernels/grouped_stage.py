@@ -100,8 +100,7 @@ def _pool(
             value = tl.where(is_max & (inside[:, None] == 0), float("-inf"), value)
             one = inside.to(ACC)
             for t in tl.static_range(4):
-                q: tl.constexpr = s - t * PER_OUTPUT
-                if (q >= 0) & (q < 3):
+                if (s >= t * PER_OUTPUT) & (s - t * PER_OUTPUT < 3):
                     if t == 0:
                         z0 = tl.where(is_max, tl.maximum(z0, value), z0 + value)
                         n0 += one

@@ -73,9 +73,8 @@ def four_outputs(
             if RELU:
                 value = normalised(value, scale, shift, inside, NORM)
             for t in tl.static_range(4):
-                q: tl.constexpr = s - t * PER_OUTPUT
-                if (q >= 0) & (q < K):
-                    tap = i * K + q
+                if (s >= t * PER_OUTPUT) & (s - t * PER_OUTPUT < K):
+                    tap = i * K + s - t * PER_OUTPUT
                     if FLIP:
                         tap = K * K - 1 - tap
                     weight = tl.load(taps + tap * C + c, mask=cm, other=0.0).to(ACC)[None, :]
