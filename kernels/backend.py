@@ -19,11 +19,11 @@ MODULES = {
     "bn_combine_backward": "bn_combine",
     "point_backward": "stage_backward",
     "taps_backward": "stage_backward",
-    "gather_backward": "stage_backward",
+    "gather_backward": "gather_backward",
     "stage_weight_grads": "stage_weights",
     "drop_mask": "drop_mask",
 }
-TWIN_MODULES = {**MODULES, "drop_mask": "dropblock"}
+TWIN_MODULES = {**MODULES, "drop_mask": "dropblock", "gather_backward": "stage_backward"}
 
 
 def interpreting() -> bool:

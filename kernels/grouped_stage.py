@@ -62,7 +62,7 @@ def _separable(
             shift = -tl.load(stats + c, mask=c < C, other=0.0).to(ACC) * scale
         a0, a1, a2, a3 = four_outputs(
             x, stride, taps, n, h0, w0, alive, c, scale, shift, H, W,
-            C, K, ROW_STEP, COLUMN_STEP, PER_OUTPUT, NORM, False, True, BP, BC, ACC,
+            C, K, ROW_STEP, COLUMN_STEP, PER_OUTPUT, 1, NORM, False, True, BP, BC, ACC,
         )  # fmt: skip
         weight = tl.load(point + co[None, :] * C + c[:, None], mask=(c < C)[:, None] & (co < C)[None, :], other=0.0)
         z0 = product(a0, weight, z0, DOT)

@@ -1,9 +1,7 @@
-"""Gradients of maps through the branches of a node: from the node's gradient to the convolutions' inputs.
+"""Gradients of maps through the branches of a node: pointwise convolution, inner BatchNorm, and to the sources.
 
-Shape suffixes: as in `branches`. The sources' own gradients are gathered by `gather_backward`.
-
-The gradient before a BatchNorm is never a map of its own: it is gate * rstd * (dy - S1 / P - xhat * S2 / P), made
-from dy and z as they are loaded (Ioffe and Szegedy 2015).
+Shape suffixes: as in `branches`. Nothing is summed by atomics: a program owns what it writes, and a source's
+gradient is gathered by the program that owns its tile, from all branches that read it.
 """
 
 from __future__ import annotations
@@ -14,14 +12,23 @@ import triton.language as tl
 from torch import Tensor
 
 from .branches import Geometry
-from .checks import check_branch_maps, check_gates, check_like, check_nodes, check_rows, check_vectors, check_weights
-from .errors import KernelError
-from .gather import gather_backward
+from .checks import (
+    check_branch_maps,
+    check_gates,
+    check_nodes,
+    check_rows,
+    check_vectors,
+)
 from .launch import blocks
 from .taps import (
+    AVG,
+    AVG_DIRECT,
     CODE,
     CONV1,
+    DIL3,
+    DIL5,
     GATE,
+    MAX,
     NONE,
     OUTPUT,
     POINT0,
@@ -33,31 +40,11 @@ from .taps import (
     column,
     four_outputs,
     group_of_four,
+    load_pixel,
+    norm_grad,
     product,
+    store_row,
 )
-
-__all__ = ["gather_backward", "point_backward", "taps_backward"]
-
-
-@triton.jit
-def norm_grad(dy, dy_stride, z, stats, sums, gate, pixels, p, alive, c, C: tl.constexpr, ACC: tl.constexpr):
-    """Gradient before a BatchNorm, [BP, BC]; 0 for pixels and channels that do not exist.
-
-    Args:
-        dy, dy_stride: gradient of gate * xhat (without the gate), and the distance of its pixels.
-        z: the map before the BatchNorm; its pixels are C apart.
-        stats, sums: the branch's [2, C]; (0, 1) and zeros make this gate * dy.
-    """
-    inside_c = c < C
-    mean = tl.load(stats + c, mask=inside_c, other=0.0).to(ACC)
-    rstd = tl.load(stats + C + c, mask=inside_c, other=0.0).to(ACC)
-    factor = rstd * gate
-    slope = -factor * rstd * tl.load(sums + C + c, mask=inside_c, other=0.0).to(ACC) / pixels
-    offset = -factor * tl.load(sums + c, mask=inside_c, other=0.0).to(ACC) / pixels - mean * slope
-    inside = alive[:, None] & inside_c[None, :]
-    dy_tile = tl.load(dy + p[:, None] * dy_stride + c[None, :], mask=inside, other=0.0).to(ACC)
-    z_tile = tl.load(z + p[:, None] * C + c[None, :], mask=inside, other=0.0).to(ACC)
-    return tl.where(inside, dy_tile * factor[None, :] + z_tile * slope[None, :] + offset[None, :], 0.0)
 
 
 @triton.jit
@@ -66,124 +53,127 @@ def point_kernel(
     C: tl.constexpr, ROW_STRIDE: tl.constexpr, LAST: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
     BN: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
-    """Grid: tiles of pixels x branches x blocks of the pointwise convolution's input channels."""
+    """Grid: tiles of pixels x branches x blocks of channels of u."""
     j = tl.program_id(1)
     code = column(rows, j, CODE)
-    two_stages = (code == SEP3) | (code == SEP5)
     if (code == NONE) | (code == SKIP):
         return
+    two_stages = (code == SEP3) | (code == SEP5)
     if (not LAST) & (not two_stages):
         return
-    p = tl.program_id(0) * BP + tl.arange(0, BP)
-    ci = tl.program_id(2) * BN + tl.arange(0, BN)
+    p = tl.program_id(0).to(tl.int64) * BP + tl.arange(0, BP)
+    n = tl.program_id(2) * BN + tl.arange(0, BN)
     alive = p < pixels
-    plane = tl.cast(j, tl.int64) * pixels * C
-    stats += j * (2 * C)
-    sums += j * (2 * C)
+    plane = j * (tl.cast(pixels, tl.int64) * C)
     if LAST:
-        dy = d_nodes + column(rows, j, OUTPUT) * tl.cast(node_stride, tl.int64)
-        dy_stride: tl.constexpr = ROW_STRIDE
+        dy = d_nodes + column(rows, 0, OUTPUT) * node_stride
         gate = tl.load(gates + column(rows, j, GATE)).to(ACC)
     else:
         dy = v + plane
-        dy_stride: tl.constexpr = C
         gate = tl.full((), 1.0, ACC)
-    if two_stages | (code > SEP5) | (code == CONV1):
+    DY_STRIDE: tl.constexpr = ROW_STRIDE if LAST else C
+    through = two_stages | (code == DIL3) | (code == DIL5) | (code == CONV1)
+    total = tl.zeros((BP, BN), ACC)
+    if through:
         slot = column(rows, j, POINT0)
         if LAST & two_stages:
             slot = column(rows, j, POINT1)
-        point = pointwise + tl.cast(slot, tl.int64) * (C * C)
-        out = tl.zeros((BP, BN), ACC)
+        weights = pointwise + tl.cast(slot, tl.int64) * (C * C)
         for block in range(0, C, BC):
-            co = block + tl.arange(0, BC)
-            dz = norm_grad(dy, dy_stride, z + plane, stats, sums, gate, pixels, p, alive, co, C, ACC)
-            there = (co < C)[:, None] & (ci < C)[None, :]
-            weight = tl.load(point + co[:, None] * C + ci[None, :], mask=there, other=0.0)
-            out = product(dz, weight, out, DOT)
+            c = block + tl.arange(0, BC)
+            mask = alive[:, None] & (c < C)[None, :]
+            g = tl.load(dy + p[:, None] * DY_STRIDE + c[None, :], mask=mask, other=0.0).to(ACC)
+            value = tl.load(z + plane + p[:, None] * C + c[None, :], mask=mask, other=0.0).to(ACC)
+            dz = norm_grad(g, value, stats + j * (2 * C), sums + j * (2 * C), gate, pixels, c, C, ACC)
+            inside = (c < C)[:, None] & (n < C)[None, :]
+            weight = tl.load(weights + c[:, None] * C + n[None, :], mask=inside, other=0.0)
+            total = product(tl.where(mask, dz, 0.0), weight, total, DOT)
     else:
-        out = norm_grad(dy, dy_stride, z + plane, stats, sums, gate, pixels, p, alive, ci, C, ACC)
-    place = u + plane + p[:, None] * C + ci[None, :]
-    tl.store(place, out.to(u.dtype.element_ty), mask=alive[:, None] & (ci < C)[None, :])
+        mask = alive[:, None] & (n < C)[None, :]
+        g = tl.load(dy + p[:, None] * DY_STRIDE + n[None, :], mask=mask, other=0.0).to(ACC)
+        if code == AVG_DIRECT:
+            total += gate * g
+        else:
+            value = tl.load(z + plane + p[:, None] * C + n[None, :], mask=mask, other=0.0).to(ACC)
+            total += norm_grad(g, value, stats + j * (2 * C), sums + j * (2 * C), gate, pixels, n, C, ACC)
+    out = u + plane + p[:, None] * C + n[None, :]
+    tl.store(out, total.to(u.dtype.element_ty), mask=alive[:, None] & (n < C)[None, :])
 
 
 @triton.jit
-def _through_relu(v, z1, own, scale, shift, inside, first, second, ACC: tl.constexpr):
-    """Mask v by the ReLU, store it and add it to the sums of dy and dy * xhat."""
-    xhat = tl.load(z1 + own, mask=inside, other=0.0).to(ACC) * scale[None, :] + shift[None, :]
-    kept = tl.where(inside & (xhat > 0), v, 0.0)
-    return kept, first + tl.sum(kept, 0), second + tl.sum(kept * xhat, 0)
+def _masked_row(a, z1, mean, rstd, n, h, w, alive, c, H, W, C: tl.constexpr, ACC: tl.constexpr):
+    """(gradient where the inner activation is positive, the same times xhat) of one output each."""
+    value = load_pixel(z1, C, n, h, w, alive, c, H, W, C, ACC)
+    xhat = (value - mean[None, :]) * rstd[None, :]
+    inside = (alive & (w < W))[:, None] & (c < C)[None, :]
+    a = tl.where(inside & (xhat > 0), a, 0.0)
+    return a, a * xhat
 
 
 @triton.jit
-def taps_kernel(
+def inner_kernel(
     u, z1, stats1, rows, depthwise, v, partial, batch, tiles,
     C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Grid: tiles of groups of four pixels x branches x blocks of channels. partial: [J, tiles, 2, C]."""
+    """Flipped taps and the inner ReLU of sep_conv. Grid: tiles x branches x blocks of channels."""
     tile = tl.program_id(0)
     j = tl.program_id(1)
     code = column(rows, j, CODE)
     if (code != SEP3) & (code != SEP5):
         return
+    c = tl.program_id(2) * BC + tl.arange(0, BC)
+    inside = c < C
     PER_ROW: tl.constexpr = (W + 3) // 4
     g = tile * BP + tl.arange(0, BP)
-    c = tl.program_id(2) * BC + tl.arange(0, BC)
     alive = g < batch * H * PER_ROW
     n, h, w = group_of_four(g, PER_ROW, H, 1)
-    plane = tl.cast(j, tl.int64) * batch * (H * W * C)
+    plane = j * (tl.cast(batch, tl.int64) * (H * W * C))
     taps = depthwise + tl.cast(column(rows, j, TAPS1), tl.int64) * C
-    u += plane
+    none = tl.zeros((BC,), ACC)
     if code == SEP3:
-        v0, v1, v2, v3 = four_outputs(
-            u, C, taps, n, h - 1, w - 1, alive, c, c, c, H, W, C, 3, 1, 1, 1, False, True, False, BP, BC, ACC
-        )
+        a0, a1, a2, a3 = four_outputs(
+            u + plane, C, taps, n, h - 1, w - 1, alive, c, none, none, H, W,
+            C, 3, 1, 1, 1, 1, False, True, False, BP, BC, ACC,
+        )  # fmt: skip
     else:
-        v0, v1, v2, v3 = four_outputs(
-            u, C, taps, n, h - 2, w - 2, alive, c, c, c, H, W, C, 5, 1, 1, 1, False, True, False, BP, BC, ACC
-        )
-    stats1 += j * (2 * C)
-    scale = tl.load(stats1 + C + c, mask=c < C, other=0.0).to(ACC)
-    shift = -tl.load(stats1 + c, mask=c < C, other=0.0).to(ACC) * scale
-    z1 += plane
-    v += plane
-    first = tl.zeros((BC,), ACC)
-    second = tl.zeros((BC,), ACC)
-    for t in tl.static_range(4):
-        out = v0
-        if t == 1:
-            out = v1
-        if t == 2:
-            out = v2
-        if t == 3:
-            out = v3
-        inside = (alive & (w + t < W))[:, None] & (c < C)[None, :]
-        own = ((n * H + h) * W + w + t)[:, None] * C + c[None, :]
-        out, first, second = _through_relu(out, z1, own, scale, shift, inside, first, second, ACC)
-        tl.store(v + own, out.to(v.dtype.element_ty), mask=inside)
+        a0, a1, a2, a3 = four_outputs(
+            u + plane, C, taps, n, h - 2, w - 2, alive, c, none, none, H, W,
+            C, 5, 1, 1, 1, 1, False, True, False, BP, BC, ACC,
+        )  # fmt: skip
+    mean = tl.load(stats1 + j * (2 * C) + c, mask=inside, other=0.0).to(ACC)
+    rstd = tl.load(stats1 + j * (2 * C) + C + c, mask=inside, other=0.0).to(ACC)
+    a0, b0 = _masked_row(a0, z1 + plane, mean, rstd, n, h, w, alive, c, H, W, C, ACC)
+    a1, b1 = _masked_row(a1, z1 + plane, mean, rstd, n, h, w + 1, alive, c, H, W, C, ACC)
+    a2, b2 = _masked_row(a2, z1 + plane, mean, rstd, n, h, w + 2, alive, c, H, W, C, ACC)
+    a3, b3 = _masked_row(a3, z1 + plane, mean, rstd, n, h, w + 3, alive, c, H, W, C, ACC)
+    store_row(v + plane, n, h, w, alive, c, a0, H, W, C)
+    store_row(v + plane, n, h, w + 1, alive, c, a1, H, W, C)
+    store_row(v + plane, n, h, w + 2, alive, c, a2, H, W, C)
+    store_row(v + plane, n, h, w + 3, alive, c, a3, H, W, C)
     place = partial + (j * tiles + tile) * (2 * C) + c
-    tl.store(place, first, mask=c < C)
-    tl.store(place + C, second, mask=c < C)
+    tl.store(place, tl.sum(a0 + a1 + a2 + a3, 0), mask=inside)
+    tl.store(place + C, tl.sum(b0 + b1 + b2 + b3, 0), mask=inside)
 
 
 @triton.jit
-def sums_kernel(
+def inner_sums_kernel(
     partial, rows, sums, tiles, C: tl.constexpr, BC: tl.constexpr, BT: tl.constexpr, ACC: tl.constexpr
 ):
-    """Add the tiles' sums in a fixed order; zeros for branches without an inner BatchNorm. Grid: branches x channels."""
+    """Sums of the inner partials in a fixed order. Grid: branches x blocks of channels."""
     j = tl.program_id(0)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     code = column(rows, j, CODE)
-    first = tl.zeros((BC,), ACC)
-    second = tl.zeros((BC,), ACC)
+    first_sum = tl.zeros((BC,), ACC)
+    second_sum = tl.zeros((BC,), ACC)
     if (code == SEP3) | (code == SEP5):
-        for start in range(0, tiles, BT):
-            t = start + tl.arange(0, BT)
+        for first in range(0, tiles, BT):
+            t = first + tl.arange(0, BT)
             mask = (t < tiles)[:, None] & (c < C)[None, :]
             own = partial + (j * tiles + t)[:, None] * (2 * C) + c[None, :]
-            first += tl.sum(tl.load(own, mask=mask, other=0.0), 0)
-            second += tl.sum(tl.load(own + C, mask=mask, other=0.0), 0)
-    tl.store(sums + j * (2 * C) + c, first, mask=c < C)
-    tl.store(sums + j * (2 * C) + C + c, second, mask=c < C)
+            first_sum += tl.sum(tl.load(own, mask=mask, other=0.0), 0)
+            second_sum += tl.sum(tl.load(own + C, mask=mask, other=0.0), 0)
+    tl.store(sums + j * (2 * C) + c, first_sum, mask=c < C)
+    tl.store(sums + j * (2 * C) + C + c, second_sum, mask=c < C)
 
 
 def point_backward(
@@ -197,15 +187,13 @@ def point_backward(
         KernelError: for a tensor of a wrong dtype, device, shape or layout.
     """
     check_rows(branches_J8, z_JBHWC)
-    check_branch_maps("z_JBHWC", z_JBHWC, branches_J8, z_JBHWC, geometry)
     check_nodes("d_nodes", d_nodes, z_JBHWC, geometry)
+    check_branch_maps("z_JBHWC", z_JBHWC, branches_J8, z_JBHWC, geometry)
     check_vectors("stats_J2C", stats_J2C, branches_J8, z_JBHWC)
     check_vectors("sums_J2C", sums_J2C, branches_J8, z_JBHWC)
     check_gates(gates_EO, z_JBHWC)
     if v_JBHWC is not None:
         check_branch_maps("v_JBHWC", v_JBHWC, branches_J8, z_JBHWC, geometry)
-    elif not last:
-        raise KernelError("v_JBHWC", got=None, allowed="a map for the first stage (last=False)")
     u_JBHWC = torch.empty_like(z_JBHWC) if out is None else out
     check_branch_maps("out", u_JBHWC, branches_J8, z_JBHWC, geometry)
     b = blocks("point", z_JBHWC, geometry)
@@ -232,16 +220,17 @@ def taps_backward(
     check_branch_maps("z1_JBHWC", z1_JBHWC, branches_J8, u_JBHWC, geometry)
     check_vectors("stats1_J2C", stats1_J2C, branches_J8, u_JBHWC)
     b = blocks("taps", u_JBHWC, geometry)
-    num, c, height, width = branches_J8.shape[0], geometry.channels, geometry.out_height, geometry.out_width
-    tiles = triton.cdiv(geometry.batch * height * triton.cdiv(width, 4), b.pixels)
+    num, c = branches_J8.shape[0], geometry.channels
+    tiles = triton.cdiv(geometry.batch * geometry.out_height * triton.cdiv(geometry.out_width, 4), b.pixels)
     v_JBHWC = torch.empty_like(u_JBHWC)
-    partial = torch.empty(num, tiles, 2, c, dtype=b.wide, device=u_JBHWC.device)
-    sums1 = torch.empty(num, 2, c, dtype=b.wide, device=u_JBHWC.device)
-    taps_kernel[(tiles, num, triton.cdiv(c, b.channels))](
-        u_JBHWC, z1_JBHWC, stats1_J2C, branches_J8, depthwise_TC, v_JBHWC, partial, geometry.batch, tiles, C=c,
-        H=height, W=width, BP=b.pixels, BC=b.channels, ACC=b.acc, num_warps=b.num_warps,
+    partial = u_JBHWC.new_empty(num, tiles, 2, c, dtype=b.wide)
+    inner_kernel[(tiles, num, triton.cdiv(c, b.channels))](
+        u_JBHWC, z1_JBHWC, stats1_J2C, branches_J8, depthwise_TC, v_JBHWC, partial, geometry.batch, tiles,
+        C=c, H=geometry.out_height, W=geometry.out_width, BP=b.pixels, BC=b.channels, ACC=b.acc,
+        num_warps=b.num_warps,
     )  # fmt: skip
-    sums_kernel[(num, triton.cdiv(c, 16))](
-        partial, branches_J8, sums1, tiles, C=c, BC=16, BT=64, ACC=b.acc, num_warps=4
-    )  # fmt: skip
-    return v_JBHWC, sums1
+    sums = torch.empty_like(stats1_J2C)
+    inner_sums_kernel[(num, triton.cdiv(c, b.channels))](
+        partial, branches_J8, sums, tiles, C=c, BC=b.channels, BT=16, ACC=b.acc, num_warps=4
+    )
+    return v_JBHWC, sums

@@ -43,8 +43,8 @@ def normalised(x, scale, shift, inside, NORM: tl.constexpr):
 def four_outputs(
     x, stride, taps, n, h0, w0, alive, c, scale, shift, H, W,
     C: tl.constexpr, K: tl.constexpr, ROW_STEP: tl.constexpr, COLUMN_STEP: tl.constexpr, PER_OUTPUT: tl.constexpr,
-    NORM: tl.constexpr, FLIP: tl.constexpr, RELU: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
-    ACC: tl.constexpr,
+    PER_TAP: tl.constexpr, NORM: tl.constexpr, FLIP: tl.constexpr, RELU: tl.constexpr, BP: tl.constexpr,
+    BC: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Depthwise convolution of four outputs: [BP, BC] each.
 
@@ -53,8 +53,8 @@ def four_outputs(
         taps: first of k * k rows of C weights.
         n, h0, w0: [BP] sample, and the input row and column of the first output's first tap.
         c: [BC] channels.
-        ROW_STEP, COLUMN_STEP: pixels between the taps of a column and of a row.
-        PER_OUTPUT: taps between two neighbouring outputs.
+        ROW_STEP, COLUMN_STEP: pixels between two rows, and between two columns, that are read.
+        PER_OUTPUT, PER_TAP: columns read between two neighbouring outputs, and between two taps of a row.
         FLIP: whether to run through the taps backwards, as an input gradient does.
     """
     a0 = tl.zeros((BP, BC), ACC)
@@ -66,15 +66,15 @@ def four_outputs(
         h = h0 + i * ROW_STEP
         inside_row = alive & (h >= 0) & (h < H)
         row = (n * H + h) * W
-        for s in tl.static_range(K + 3 * PER_OUTPUT):
+        for s in tl.static_range((K - 1) * PER_TAP + 1 + 3 * PER_OUTPUT):
             w = w0 + s * COLUMN_STEP
             inside = (inside_row & (w >= 0) & (w < W))[:, None] & cm[None, :]
             value = tl.load(x + (row + w)[:, None] * stride + c[None, :], mask=inside, other=0.0).to(ACC)
             if RELU:
                 value = normalised(value, scale, shift, inside, NORM)
             for t in tl.static_range(4):
-                if (s >= t * PER_OUTPUT) & (s - t * PER_OUTPUT < K):
-                    tap = i * K + s - t * PER_OUTPUT
+                if (s >= t * PER_OUTPUT) & (s - t * PER_OUTPUT < K * PER_TAP) & ((s - t * PER_OUTPUT) % PER_TAP == 0):
+                    tap = i * K + (s - t * PER_OUTPUT) // PER_TAP
                     if FLIP:
                         tap = K * K - 1 - tap
                     weight = tl.load(taps + tap * C + c, mask=cm, other=0.0).to(ACC)[None, :]
@@ -111,3 +111,28 @@ def store_row(z, n, h, w, alive, c, value, HEIGHT: tl.constexpr, WIDTH: tl.const
     inside = (alive & (w < WIDTH))[:, None] & (c < C)[None, :]
     pixel = (n * HEIGHT + h) * WIDTH + w
     tl.store(z + pixel[:, None] * C + c[None, :], value.to(z.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def norm_grad(
+    dy, z, stats, sums, scale, pixels, c, C: tl.constexpr, ACC: tl.constexpr
+):  # fmt: skip
+    """dz [BP, BC] of out = scale * xhat(z): scale * rstd * (dy - S1 / P - xhat * S2 / P).
+
+    Args:
+        stats, sums: of the branch, (mean, rstd) and (S1, S2).
+    """
+    inside = c < C
+    mean = tl.load(stats + c, mask=inside, other=0.0).to(ACC)
+    rstd = tl.load(stats + C + c, mask=inside, other=0.0).to(ACC)
+    s1 = tl.load(sums + c, mask=inside, other=0.0).to(ACC) / pixels
+    s2 = tl.load(sums + C + c, mask=inside, other=0.0).to(ACC) / pixels
+    xhat = (z - mean[None, :]) * rstd[None, :]
+    return (dy - s1[None, :] - xhat * s2[None, :]) * (scale * rstd)[None, :]
+
+
+@triton.jit
+def load_pixel(x, stride, n, h, w, alive, c, H, W, C: tl.constexpr, ACC: tl.constexpr):
+    """[BP, BC] of one pixel each; zero outside the map."""
+    inside = (alive & (h >= 0) & (h < H) & (w >= 0) & (w < W))[:, None] & (c < C)[None, :]
+    return tl.load(x + ((n * H + h) * W + w)[:, None] * stride + c[None, :], mask=inside, other=0.0).to(ACC)

@@ -39,11 +39,44 @@ def fake_nvml(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def native_sampler(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sampler's library, built by its own CMakeLists.txt, or by the compiler alone where there is no CMake."""
+    folder, source = tmp_path_factory.mktemp("sampler"), HERE.parents[1] / "profiles" / "native"
+    cmake, compiler = shutil.which("cmake"), shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if not compiler:
+        pytest.skip("needs a C++ compiler to build the sampler")
+    library = folder / "_sampler.so"
+    if cmake:
+        (folder / "CMakeLists.txt").write_text(
+            "cmake_minimum_required(VERSION 3.25)\nproject(test LANGUAGES NONE)\n"
+            f"add_subdirectory({source.as_posix()} native)\n"
+        )
+        subprocess.run([cmake, "-DCMAKE_BUILD_TYPE=Release", "-S", folder, "-B", folder], check=True, stdout=sys.stderr)
+        subprocess.run([cmake, "--build", folder], check=True, stdout=sys.stderr)
+        return folder / "native" / "_sampler.so"
+    command = [
+        compiler,
+        "-O2",
+        "-std=c++17",
+        "-shared",
+        "-fPIC",
+        "-pthread",
+        "-o",
+        library,
+        source / "sampler.cpp",
+        "-ldl",
+    ]
+    subprocess.run(command, check=True)
+    return library
+
+
 @pytest.fixture
 def in_child(fake_nvml: Path, tmp_path: Path) -> InChild:
     """Runs Python code beside the fake NVML and returns the JSON that it prints.
 
-    The code finds `json`, `sys` and `asdict` imported. Without a script there is no NVML at all.
+    The code finds `json`, `sys` and `asdict` imported, and the arguments in `sys.argv[1:]`. Without a script there is
+    no NVML at all.
     """
 
     def run(code: str, script: str | None = "", *arguments: str) -> Any:
