@@ -21,6 +21,7 @@ FAULTS = {
     9: ("the driver is installed but not loaded", "run nvidia-smi as root once, or restart"),
     12: ("no NVIDIA driver here (libnvidia-ml.so.1 is missing)", WITHOUT_GPU),
     13: ("the driver is too old to be asked", "install a newer NVIDIA driver"),
+    6: ("NVML has no such device", "nvidia-smi -L lists them"),
     15: ("a GPU has fallen off the bus", "restart the machine"),
     18: ("the loaded driver and its library are of different versions", "restart: the driver was updated"),
 }
@@ -154,6 +155,45 @@ def gpu_with_uuid(uuid: str) -> GpuFacts:
             next="nvidia-smi -L lists them",
         )
     return match
+
+
+class UsedMemory:
+    """Context manager that reads a device's used bytes again and again, at the cost of one call of NVML each.
+
+    Raises:
+        ProfileError: on entering, NVML cannot be asked or has no such device.
+    """
+
+    def __init__(self, uuid: str) -> None:
+        self._uuid = uuid
+        self._nvml: Any = None
+        self._handle: Any = None
+
+    def __enter__(self) -> UsedMemory:
+        import pynvml
+
+        try:
+            pynvml.nvmlInit()
+            self._nvml = pynvml
+            self._handle = pynvml.nvmlDeviceGetHandleByUUID(self._uuid)
+        except pynvml.NVMLError as error:
+            self.__exit__()
+            what, remedy = _explain(error)
+            raise ProfileError(f"{self._uuid} cannot be sampled: {what}", next=remedy) from None
+        return self
+
+    def read(self) -> int | None:
+        """Bytes used now; None where the driver gave no answer."""
+        try:
+            memory = self._nvml.nvmlDeviceGetMemoryInfo(self._handle)
+        except self._nvml.NVMLError:
+            return None
+        return int(memory.total - memory.free)
+
+    def __exit__(self, *exception: object) -> None:
+        if self._nvml is not None:
+            self._nvml.nvmlShutdown()
+            self._nvml = None
 
 
 def _flat(devices: tuple[GpuFacts, ...]) -> list[GpuFacts]:
