@@ -117,8 +117,10 @@ def build_step(
         seed=seed,
         dtype=torch_dtype,
         impl=chosen,
-    ).to(device)
-    sampler = Sampler(space_named(space), config, impl=chosen).to(device)
+    )
+    sampler = Sampler(space_named(space), config, impl=chosen)
+    if device != "cpu":
+        net, sampler = net.to(device), sampler.to(device)
     all_gradients = gradients == "all" or (gradients == "auto" and policy == "autograd")
     learner = Learner(config, net, sampler, all_gradients=all_gradients)
     generator = torch.Generator().manual_seed(seed)

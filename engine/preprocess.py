@@ -18,10 +18,11 @@ def prepare(x_BHWC: Tensor, weights: Sequence[Tensor], stats: batchnorm.Stats | 
 
     One weight [O, C] is a 1x1 convolution, two of [O / 2, C] are a FactorizedReduce.
     """
-    if len(weights) == 1:
-        z_BHWO = conv.pointwise(torch.relu(x_BHWC), weights[0])
+    stored = [weight.to(x_BHWC.dtype) for weight in weights]
+    if len(stored) == 1:
+        z_BHWO = conv.pointwise(torch.relu(x_BHWC), stored[0])
     else:
-        z_BHWO = conv.factorized_reduce(x_BHWC, (weights[0], weights[1]), relu=True)
+        z_BHWO = conv.factorized_reduce(x_BHWC, (stored[0], stored[1]), relu=True)
     if stats is None:
         stats = batchnorm.batch_stats(z_BHWO)
     return batchnorm.normalize_(z_BHWO, stats), stats
@@ -56,10 +57,10 @@ def _pointwise_backward(
 ) -> tuple[Tensor | None, list[Tensor | None]]:
     """As above for one 1x1 convolution behind a ReLU; adds into `target` where one is given."""
     relu = torch.relu(x_BHWC)
-    dw = conv.pointwise_weight_grad(dz_BHWO, relu) if need_w else None
+    dw = conv.pointwise_weight_grad(dz_BHWO, relu).to(w_OC.dtype) if need_w else None
     if not need_x:
         return None, [dw]
-    da = conv.pointwise_input_grad(dz_BHWO, w_OC)
+    da = conv.pointwise_input_grad(dz_BHWO, w_OC.to(dz_BHWO.dtype))
     alive = relu.gt_(0)
     if target is None:
         return da.mul_(alive), [dw]

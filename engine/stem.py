@@ -34,6 +34,9 @@ class ConvNorm:
     bias_C: Tensor
     stride: int
 
+    def conv(self, x_BHWC: Tensor) -> Tensor:
+        return conv.conv(x_BHWC, self.w_OIkk.to(x_BHWC.dtype), self.stride)
+
     def apply_norm_(self, z_BHWC: Tensor, stats: batchnorm.Stats) -> Tensor:
         """weight * xhat + bias, written over z."""
         scale_C = stats[1] * self.weight_C
@@ -53,7 +56,7 @@ class StemFunction(torch.autograd.Function):
         all_stats, kept = [], []
         y = torch.relu(x_BHWC) if spec.relu_first else x_BHWC
         for number, link in enumerate(chain):
-            z = conv.conv(y, link.w_OIkk, link.stride)
+            z = link.conv(y)
             stats = batchnorm.batch_stats(z)
             all_stats.append(stats)
             if keep_maps:
@@ -127,7 +130,7 @@ class _StemBackward:
                 d[part], z, stats, sums[0] * share, sums[1] * share, link.weight_C, overwrite_z=True
             )
             a = self._input(number, part)
-            da, dw_part = conv.conv_grads(dz, a, link.w_OIkk, link.stride, need_x=need_x, need_w=True)
+            da, dw_part = conv.conv_grads(dz, a, link.w_OIkk.to(a.dtype), link.stride, need_x=need_x, need_w=True)
             assert dw_part is not None
             dw += dw_part
             if da is not None:
@@ -150,7 +153,7 @@ class _StemBackward:
         if self.kept:
             return self.kept[number][part].clone()
         link = self.chain[number]
-        return conv.conv(self._input(number, part), link.w_OIkk, link.stride)
+        return link.conv(self._input(number, part))
 
     def _input(self, number: int, part: slice) -> Tensor:
         """The input of convolution `number` for some samples."""

@@ -156,7 +156,8 @@ class SuperNet(nn.Module):
     def _residual(self, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
         if self.plain:
             return plain_residual(x, *weights)
-        return RecomputeFunction.apply(plain_residual, x.permute(0, 3, 1, 2), *weights).permute(0, 2, 3, 1)
+        stored = [weight.to(x.dtype) for weight in weights]
+        return RecomputeFunction.apply(plain_residual, x.permute(0, 3, 1, 2), *stored).permute(0, 2, 3, 1)
 
     def _head(self, x: Tensor) -> Tensor:
         if self.norm is not None:
