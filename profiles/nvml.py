@@ -19,7 +19,7 @@ WITHOUT_GPU = "plan for a named one (--gpu rtx-4090) or a size (--budget 24GiB)"
 FAULTS = {
     4: ("no permission to ask the driver", "run as a user of the GPU's group, or start the container with its GPUs"),
     9: ("the driver is installed but not loaded", "run nvidia-smi as root once, or restart"),
-    12: ("no NVIDIA driver here (libnvidia-ml.so.1 is missing)", WITHOUT_GPU),
+    12: ("no NVIDIA driver here, libnvidia-ml.so.1 is missing", WITHOUT_GPU),
     13: ("the driver is too old to be asked", "install a newer NVIDIA driver"),
     6: ("NVML has no such device", "nvidia-smi -L lists them"),
     15: ("a GPU has fallen off the bus", "restart the machine"),
