@@ -1,10 +1,16 @@
-"""Fixtures shared by all tests."""
+"""Fixtures shared by all tests, and Triton's mode."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
+
+# Triton decides once, when it is first imported, whether it interprets kernels; many modules import it.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 
