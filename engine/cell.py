@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..kernels.reference import batchnorm
+from ..kernels.reference.prepare import prepare, prepare_backward
 from .operation import DirectOperation, Drop, Keep, NormalisedOperation, Operation, Source, Tape
-from .preprocess import prepare, prepare_backward
 from .space import CellLayer, Edge
 from .weights import Places
 
@@ -65,6 +65,7 @@ class CellCall:
             where the space has no preprocessing.
         policy: see the module's docstring.
         drop: Dropblock-Identity of this pass, or None.
+        gates: values of gates_EO on the host; the plain path has no use for them.
     """
 
     layer: CellLayer
@@ -74,6 +75,7 @@ class CellCall:
     preprocess: tuple[slice, ...]
     policy: str
     drop: Drop | None
+    gates: list[list[float]] | None
 
 
 class CellFunction(torch.autograd.Function):
@@ -94,7 +96,8 @@ class CellFunction(torch.autograd.Function):
         keep = KEEPS[call.policy] if need_w else Keep(inner=keep_norm)
         prepared, input_stats = _prepare_inputs(call, inputs, weights, None)
         buffer, states = _allocate_states(call, prepared)
-        gates = gates_EO.tolist()
+        gates = call.gates
+        assert gates is not None
         tapes = [_tape(call, branch, weights, need_w, gates_EO.shape[1]) for branch in call.branches]
         out_stats: list[batchnorm.Stats | None] = []
         kept_z: list[Tensor | None] = []

@@ -22,9 +22,8 @@ from torch.autograd.function import once_differentiable
 from ..kernels import branches as codes
 from ..kernels import library as ops
 from ..kernels.branches import Geometry
-from ..kernels.reference import batchnorm
+from ..kernels.reference.prepare import prepare_backward
 from .operation import Drop
-from .preprocess import prepare, prepare_backward
 from .space import CellLayer
 
 # Rows of the branch table in one launch (ours: the peak of a step is then that of the plain path at most).
@@ -273,21 +272,18 @@ def _empty_nodes(call: FusedCall, like: Tensor, geometry: Geometry) -> Tensor:
 
 
 def _prepare(
-    call: FusedCall, inputs: Sequence[Tensor], weights: Sequence[Tensor], stats: list[batchnorm.Stats] | None
-) -> tuple[Tensor, list[batchnorm.Stats]]:
-    """The cell's prepared inputs [I, B, H, W, C] and their statistics."""
+    call: FusedCall, inputs: Sequence[Tensor], weights: Sequence[Tensor], stats: list[Tensor] | None
+) -> tuple[Tensor, list[Tensor]]:
+    """The cell's prepared inputs [I, B, H, W, C] and the statistics [2, C] of each."""
     if not call.preprocess:
         return inputs[0].contiguous()[None], []
-    prepared: Tensor | None = None
+    batch, height, width = inputs[-1].shape[:3]
+    prepared = inputs[-1].new_empty(len(inputs), batch, height, width, call.layer.channels)
     found = []
     for number, (x, place) in enumerate(zip(inputs, call.preprocess, strict=True)):
-        xhat, own = prepare(x, weights[place], None if stats is None else stats[number])
-        if prepared is None:
-            prepared = xhat.new_empty(len(inputs), *xhat.shape)
-        prepared[number].copy_(xhat)
-        found.append(own)
-        del xhat
-    assert prepared is not None
+        own = weights[place]
+        second = own[1] if len(own) == 2 else None
+        found.append(ops.prepare_into(x, own[0], second, prepared[number], None if stats is None else stats[number]))
     return prepared, found
 
 
@@ -304,7 +300,7 @@ def _inputs_backward(
     found: list[Tensor | None] = []
     for number, place in enumerate(call.preprocess):
         dx, weight_grads[place] = prepare_backward(
-            d_prepared[number], prepared[number], inputs[number], weights[place], ctx.input_stats[number],
+            d_prepared[number], prepared[number], inputs[number], weights[place], ctx.input_stats[number].unbind(),
             need_x=need_inputs[number], need_w=ctx.need_w,
         )  # fmt: skip
         found.append(dx)

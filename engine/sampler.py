@@ -46,6 +46,11 @@ class CellPaths:
         """The same numbers on the host; waits for the device."""
         return tuple(tuple(index for index in row if index >= 0) for row in self.indices_EK.tolist())
 
+    @cached_property
+    def gate_values(self) -> list[list[float]]:
+        """The gates on the host; waits for the device."""
+        return self.gates_EO.tolist()
+
 
 Paths = Mapping[str, CellPaths]
 

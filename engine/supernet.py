@@ -182,7 +182,8 @@ class SuperNet(nn.Module):
         # Without autograd nothing is saved; a policy that keeps maps would only hold them for longer.
         policy = self.policies[cell] if torch.is_grad_enabled() and not self.plain else "min"
         running = tuple(branch for branch in sampled if branch.column != zero)
-        call = CellCall(layer, cell, running, tuple(shadows), preprocess, policy, drop)
+        gates = None if self.plain else paths.gate_values
+        call = CellCall(layer, cell, running, tuple(shadows), preprocess, policy, drop, gates)
         gates_EO = paths.gates_EO.to(inputs[0].dtype)
         if self.plain:
             views = differentiable_views(parameters.layout, parameters.arenas())

@@ -22,6 +22,7 @@ MODULES = {
     "gather_backward": "gather_backward",
     "stage_weight_grads": "stage_weights",
     "drop_mask": "drop_mask",
+    "prepare_into": "prepare",
 }
 TWIN_MODULES = {**MODULES, "drop_mask": "dropblock", "gather_backward": "stage_backward"}
 

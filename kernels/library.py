@@ -276,3 +276,22 @@ def drop_mask(
 ) -> tuple[Tensor, Tensor]:
     """(drop_JBHWC, drop_scale_J) of Dropblock-Identity; see `drop_mask.drop_mask`."""
     return _drop_mask(branches_J8, clock, stream, rate, _values(geometry), kind)
+
+
+@torch.library.custom_op("msgdas::prepare_into", mutates_args=("out",))
+def _prepare_into(x: Tensor, first: Tensor, second: Tensor | None, out: Tensor, stats: Tensor | None) -> Tensor:
+    found = backend.function("prepare_into", x)(x, first, second, out, stats)
+    return found if stats is None else found.new_empty(0)
+
+
+@_prepare_into.register_fake
+def _(x: Tensor, first: Tensor, second: Tensor | None, out: Tensor, stats: Tensor | None) -> Tensor:
+    return out.new_empty((2, out.shape[-1]) if stats is None else (0,), dtype=_wide(out))
+
+
+def prepare_into(
+    x_BHWI: Tensor, first_OI: Tensor, second_OI: Tensor | None, out_BHWO: Tensor, stats_2O: Tensor | None
+) -> Tensor:
+    """Statistics [2, O] of ReLU-1x1, whose normalised map is written to `out`; see `prepare.prepare_into`."""
+    found = _prepare_into(x_BHWI, first_OI, second_OI, out_BHWO, stats_2O)
+    return found if stats_2O is None else stats_2O

@@ -17,11 +17,11 @@ NUM_ROUNDS = 10
 UNIFORM_SCALE = 4.6566127342e-10
 
 
-def philox_bits(seed: int, offsets: Tensor) -> Tensor:
+def philox_bits(seed: int | Tensor, offsets: Tensor) -> Tensor:
     """The first of the four 32-bit words of each counter.
 
     Args:
-        seed: 0 to 2**63 - 1; its two halves are the key.
+        seed: 0 to 2**63 - 1, or an int64 tensor [] with one; its two halves are the key.
         offsets: int64, any shape, non-negative; the 64-bit counters.
 
     Returns:
@@ -40,7 +40,7 @@ def philox_bits(seed: int, offsets: Tensor) -> Tensor:
     return c0
 
 
-def philox_uniform(seed: int, offsets: Tensor) -> Tensor:
+def philox_uniform(seed: int | Tensor, offsets: Tensor) -> Tensor:
     """Uniform numbers in [0, 1), fp32, shape of `offsets`: Triton's `tl.rand(seed, offsets)`.
 
     0 is a possible value; who takes a logarithm clips first.

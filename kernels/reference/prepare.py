@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..kernels.reference import batchnorm, conv
+from . import batchnorm, conv
 
 
 def prepare(x_BHWC: Tensor, weights: Sequence[Tensor], stats: batchnorm.Stats | None) -> tuple[Tensor, batchnorm.Stats]:
@@ -65,3 +65,17 @@ def _pointwise_backward(
     if target is None:
         return da.mul_(alive), [dw]
     return target.addcmul_(da, alive), [dw]
+
+
+def prepare_into(
+    x_BHWI: Tensor, first_OI: Tensor, second_OI: Tensor | None, out_BHWO: Tensor, stats_2O: Tensor | None
+) -> Tensor:
+    """Statistics [2, O] of the map before BatchNorm, whose normalised form is written to `out`.
+
+    The twin of `kernels.prepare.prepare_into`. Two weights are those of a FactorizedReduce.
+    """
+    weights = [first_OI] if second_OI is None else [first_OI, second_OI]
+    given = None if stats_2O is None else (stats_2O[0].to(out_BHWO.dtype), stats_2O[1].to(out_BHWO.dtype))
+    xhat, stats = prepare(x_BHWI, weights, given)
+    out_BHWO.copy_(xhat)
+    return torch.stack(stats) if stats_2O is None else stats_2O
