@@ -1,0 +1,93 @@
+// The library's C interface: every call goes to the kernels of the best instruction set that this CPU has.
+#include <cmath>
+#include <cstdlib>
+#include <vector>
+
+#include "kernels.h"
+
+namespace {
+
+enum class Set { baseline, avx2, avx512 };
+
+Set detect() {
+#ifdef MSGDAS_X86
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl")) return Set::avx512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Set::avx2;
+#endif
+  return Set::baseline;
+}
+
+Set chosen = detect();
+
+}  // namespace
+
+#ifdef MSGDAS_X86
+#define CALL(NAME, ...)                                        \
+  (chosen == Set::avx512 ? avx512::NAME(__VA_ARGS__)           \
+   : chosen == Set::avx2 ? avx2::NAME(__VA_ARGS__)             \
+                         : baseline::NAME(__VA_ARGS__))
+#else
+#define CALL(NAME, ...) baseline::NAME(__VA_ARGS__)
+#endif
+
+extern "C" {
+
+int msgdas_instruction_set() { return static_cast<int>(chosen); }
+
+// For tests and comparisons: 0 baseline, 1 AVX2, 2 AVX-512. Returns what is in use afterwards.
+int msgdas_limit_instruction_set(int highest) {
+  const Set best = detect();
+  chosen = static_cast<int>(best) < highest ? best : static_cast<Set>(highest);
+  return static_cast<int>(chosen);
+}
+
+void msgdas_depthwise_weight_grad(const float *x, const float *g, float *dw, long batch, long height, long width,
+                                  long channels, int side, int dilation, int stride, int threads) {
+  CALL(depthwise_weight_grad, x, g, dw, batch, height, width, channels, side, dilation, stride, threads);
+}
+
+void msgdas_batch_stats(const float *z, long rows, long channels, float *stats, double epsilon, int threads) {
+  CALL(batch_stats, z, rows, channels, stats, stats + channels, epsilon, threads);
+}
+
+// Statistics of z, then out += gate * (z - mean) * rstd.
+void msgdas_accumulate(const float *z, long rows, long channels, float gate, float *out, long stride, float *stats,
+                       double epsilon, int threads) {
+  msgdas_batch_stats(z, rows, channels, stats, epsilon, threads);
+  std::vector<float> scale(channels), shift(channels);
+  for (long c = 0; c < channels; c++) {
+    scale[c] = gate * stats[channels + c];
+    shift[c] = -stats[c] * scale[c];
+  }
+  CALL(scale_add, z, rows, channels, scale.data(), shift.data(), out, stride, threads);
+}
+
+// out = xhat of z by given statistics, or relu(xhat).
+void msgdas_normalize(const float *z, long rows, long channels, const float *stats, float *out, int relu, int threads) {
+  std::vector<float> shift(channels);
+  for (long c = 0; c < channels; c++) shift[c] = -stats[c] * stats[channels + c];
+  CALL(scale_relu, z, rows, channels, stats + channels, shift.data(), out, relu, threads);
+}
+
+double msgdas_norm_backward(const float *dy, long dy_stride, const float *z, long rows, long channels, float gate,
+                            const float *stats, float *dz, int behind_relu, int threads) {
+  return CALL(norm_backward, dy, dy_stride, z, rows, channels, gate, stats, stats + channels, dz, behind_relu, threads);
+}
+
+void msgdas_add_where_positive(float *d, long d_stride, const float *da, const float *x, long x_stride, long rows,
+                               long channels, int threads) {
+  CALL(add_where_positive, d, d_stride, da, x, x_stride, rows, channels, threads);
+}
+
+void msgdas_max_pool(const float *x, long x_stride, float *y, long batch, long height, long width, long channels,
+                     int stride, int threads) {
+  CALL(max_pool, x, x_stride, y, batch, height, width, channels, stride, threads);
+}
+
+void msgdas_max_pool_backward(const float *x, long x_stride, const float *g, float *d, long d_stride, long batch,
+                              long height, long width, long channels, int stride, int threads) {
+  CALL(max_pool_backward, x, x_stride, g, d, d_stride, batch, height, width, channels, stride, threads);
+}
+
+}  // extern "C"
