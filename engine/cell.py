@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..kernels.primitives import Reference
 from ..kernels.reference import batchnorm
 from ..kernels.reference.prepare import prepare, prepare_backward
 from .operation import DirectOperation, Drop, Keep, NormalisedOperation, Operation, Source, Tape
@@ -66,6 +67,7 @@ class CellCall:
         policy: see the module's docstring.
         drop: Dropblock-Identity of this pass, or None.
         gates: values of gates_EO on the host; the plain path has no use for them.
+        kernels: what computes.
     """
 
     layer: CellLayer
@@ -76,6 +78,7 @@ class CellCall:
     policy: str
     drop: Drop | None
     gates: list[list[float]] | None
+    kernels: Reference
 
 
 class CellFunction(torch.autograd.Function):
@@ -104,11 +107,11 @@ class CellFunction(torch.autograd.Function):
         by_target = _by_target(call.branches)
         for target, numbers in by_target.items():
             mean_sum_C: Tensor | None = None
-            source = Source(states[0])
+            source = Source(call.kernels, states[0])
             for number in numbers:
                 branch, tape = call.branches[number], tapes[number]
                 if source.x is not states[branch.edge.source]:
-                    source = Source(states[branch.edge.source])
+                    source = Source(call.kernels, states[branch.edge.source])
                 gate = gates[branch.row][branch.column]
                 z = branch.operation.forward(tape, source, keep)
                 if isinstance(branch.operation, DirectOperation):
@@ -116,10 +119,9 @@ class CellFunction(torch.autograd.Function):
                     out_stats.append(None)
                     kept_z.append(None)
                     continue
-                stats = batchnorm.batch_stats(z)
-                scale_C = stats[1] * gate
-                states[target].addcmul_(z, scale_C)
-                mean_sum_C = stats[0] * scale_C if mean_sum_C is None else mean_sum_C.addcmul_(stats[0], scale_C)
+                stats, constant_C = call.kernels.accumulate_(states[target], z, gate)
+                if constant_C is not None:
+                    mean_sum_C = constant_C if mean_sum_C is None else mean_sum_C.add_(constant_C)
                 out_stats.append(stats)
                 kept_z.append(z if keep_norm else None)
                 del z
@@ -176,7 +178,7 @@ class _Backward:
         self.prepared = saved.prepared or _prepare_inputs(call, self.inputs, weights, saved.input_stats)[0]
         saved.prepared = None
         self.states = _states(call, self.prepared, buffer, dict(zip(outside, inner, strict=True)))
-        self.gate_grads: list[tuple[int, int, Tensor]] = []
+        self.gate_grads: list[tuple[int, int, Tensor | float]] = []
         self.weight_grads: list[Tensor | None] = [None] * len(weights)
 
     def run(self, d_buffer: Tensor) -> tuple[Tensor | None, ...]:
@@ -202,10 +204,10 @@ class _Backward:
 
     def _node(self, dy: Tensor, numbers: list[int], shadows: list[int], grads: list[Tensor | None]) -> None:
         """Send dy through the node's sampled branches, edge by edge."""
-        sum_dy_C = batchnorm.sum_rows(dy)
+        sum_dy_C = self.call.kernels.node_sum(dy)
         while numbers:
             edge = self.call.branches[numbers[0]].edge
-            source = Source(self.states[edge.source], grads[edge.source], self._need_state(edge.source))
+            source = Source(self.call.kernels, self.states[edge.source], grads[edge.source], self._need_state(edge.source))
             while numbers and self.call.branches[numbers[0]].edge is edge:
                 number = numbers.pop(0)
                 self._branch(number, source, dy, sum_dy_C)
@@ -215,7 +217,7 @@ class _Backward:
         for number in shadows if self.need_gates else ():
             self._shadow(self.call.shadows[number], dy, sum_dy_C)
 
-    def _branch(self, number: int, source: Source, dy: Tensor, sum_dy_C: Tensor) -> None:
+    def _branch(self, number: int, source: Source, dy: Tensor, sum_dy_C: Tensor | None) -> None:
         saved, branch, tape = self.saved, self.call.branches[number], self.saved.tapes[number]
         gate, operation = saved.gates[branch.row][branch.column], branch.operation
         if isinstance(operation, DirectOperation):
@@ -229,10 +231,9 @@ class _Backward:
         assert stats is not None
         if z is None:
             z = operation.forward(tape, source, Keep(taps=tape.need_w, inner=True, activations=True))
-        sum_dy_xhat_C = batchnorm.sum_dy_xhat(dy, z, stats, sum_dy_C)
+        dz, gate_grad = self.call.kernels.norm_backward(dy, z, stats, sum_dy_C, gate)
         if self.need_gates:
-            self.gate_grads.append((branch.row, branch.column, sum_dy_xhat_C.sum()))
-        dz = batchnorm.input_grad(dy, z, stats, sum_dy_C, sum_dy_xhat_C, gate, overwrite_z=True)
+            self.gate_grads.append((branch.row, branch.column, gate_grad))
         del z
         operation.backward(tape, source, dz)
         tape.maps.clear()
@@ -248,15 +249,16 @@ class _Backward:
             place.view(self.weight_grads).copy_(grad)
         tape.weight_grads = []
 
-    def _shadow(self, branch: Branch, dy: Tensor, sum_dy_C: Tensor) -> None:
+    def _shadow(self, branch: Branch, dy: Tensor, sum_dy_C: Tensor | None) -> None:
         """The gate gradient <dy, out> of an operation that was not sampled."""
-        source = Source(self.states[branch.edge.source])
+        source = Source(self.call.kernels, self.states[branch.edge.source])
         tape = _tape(self.call, branch, self.weights, False, len(self.saved.gates[0]))
         if isinstance(branch.operation, DirectOperation):
             grad = branch.operation.backward(tape, source, dy, 0.0, need_gate=True)
             assert grad is not None
         else:
             z = branch.operation.forward(tape, source, Keep())
+            sum_dy_C = batchnorm.sum_rows(dy) if sum_dy_C is None else sum_dy_C
             grad = batchnorm.sum_dy_xhat(dy, z, batchnorm.batch_stats(z), sum_dy_C).sum()
         self.gate_grads.append((branch.row, branch.column, grad))
 
@@ -273,7 +275,11 @@ class _Backward:
         d_gates_EO = self.inputs[0].new_zeros(len(gates), len(gates[0]))
         if self.gate_grads:
             rows, columns, values = zip(*self.gate_grads, strict=True)
-            d_gates_EO[list(rows), list(columns)] = torch.stack(values)
+            numbers = [v for v in values if isinstance(v, float)]
+            given = torch.tensor(numbers, dtype=d_gates_EO.dtype) if len(numbers) == len(values) else None
+            if given is None:
+                given = torch.stack([v if isinstance(v, Tensor) else d_gates_EO.new_tensor(v) for v in values])
+            d_gates_EO[list(rows), list(columns)] = given
         return d_gates_EO
 
     def _inputs(self, grads: list[Tensor | None]) -> list[Tensor | None]:
@@ -317,7 +323,7 @@ def _tape(call: CellCall, branch: Branch, weights: Sequence[Tensor], need_w: boo
         def mask(x_BHWC: Tensor) -> Tensor:
             return drop.mask(x_BHWC, index, gate)
 
-    return Tape([place.view(weights) for place in branch.places], branch.edge.stride, need_w, mask)
+    return Tape([place.view(weights) for place in branch.places], branch.edge.stride, need_w, call.kernels, mask)
 
 
 def _prepare_inputs(

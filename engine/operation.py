@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..kernels.primitives import Reference
 from ..kernels.reference import batchnorm, dropblock
 
 Shape = tuple[int, ...]
@@ -77,6 +78,7 @@ class Tape:
         weights: the operation's parameters, detached.
         stride: of the edge.
         need_w: whether weight gradients are wanted.
+        kernels: what computes.
         drop_mask: makes the mask of Dropblock-Identity for a map, or None.
         inner_stats: of inner BatchNorms, from the first pass on.
         maps: kept intermediate maps by name; backward takes them out as it goes.
@@ -86,6 +88,7 @@ class Tape:
     weights: Sequence[Tensor]
     stride: int
     need_w: bool
+    kernels: Reference
     drop_mask: Callable[[Tensor], Tensor] | None = None
     inner_stats: list[batchnorm.Stats] = field(default_factory=list)
     maps: dict[str, Tensor] = field(default_factory=dict)
@@ -101,9 +104,10 @@ class Source:
         need_x: whether a gradient is wanted at all.
     """
 
-    __slots__ = ("_relu", "_relu_grad", "grad", "need_x", "x")
+    __slots__ = ("_kernels", "_relu", "_relu_grad", "grad", "need_x", "x")
 
-    def __init__(self, x_BHWC: Tensor, grad: Tensor | None = None, need_x: bool = False) -> None:
+    def __init__(self, kernels: Reference, x_BHWC: Tensor, grad: Tensor | None = None, need_x: bool = False) -> None:
+        self._kernels = kernels
         self.x = x_BHWC
         self.grad = grad
         self.need_x = need_x
@@ -142,12 +146,8 @@ class Source:
     def close(self) -> None:
         """Pass the ReLU's gradient on and forget the edge's maps."""
         if self._relu_grad is not None:
-            self.add_grad(mask_by_relu_(self._relu_grad, self.relu()))
+            self.grad = self._kernels.add_relu_grad(self.grad, self._relu_grad, self.x, self.relu())
         self._relu = self._relu_grad = None
-
-
-def mask_by_relu_(grad: Tensor, relu: Tensor) -> Tensor:
-    return torch.ops.aten.threshold_backward.grad_input(grad, relu, 0, grad_input=grad)
 
 
 class Operation:

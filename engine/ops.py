@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..kernels.reference import batchnorm, conv, pooling
-from .operation import DirectOperation, Keep, NormalisedOperation, Operation, Shape, Source, Tape, mask_by_relu_
+from .operation import DirectOperation, Keep, NormalisedOperation, Operation, Shape, Source, Tape
 from .space import SKIP, ZERO
 
 
@@ -38,8 +38,8 @@ class DepthwiseSeparable(NormalisedOperation):
         for stage in range(self.stages):
             if z is not None:
                 if len(tape.inner_stats) < stage:
-                    tape.inner_stats.append(batchnorm.batch_stats(z))
-                a, stride = batchnorm.normalize_relu(z, tape.inner_stats[stage - 1]), 1
+                    tape.inner_stats.append(tape.kernels.stats(z))
+                a, stride = tape.kernels.norm_relu(z, tape.inner_stats[stage - 1]), 1
                 if keep.inner:
                     tape.maps[f"z{stage - 1}"] = z
                 if keep.activations:
@@ -66,14 +66,14 @@ class DepthwiseSeparable(NormalisedOperation):
                 a = source.relu()
             else:
                 kept = tape.maps.pop(f"a{stage}", None)
-                a = batchnorm.normalize_relu(z_before, tape.inner_stats[stage - 1]) if kept is None else kept
+                a = tape.kernels.norm_relu(z_before, tape.inner_stats[stage - 1]) if kept is None else kept
                 del kept
             assert dz is not None
             if tape.need_w:
                 grads[2 * stage + 1] = conv.pointwise_weight_grad(dz, self._taps(tape, stage, a, depthwise_w, stride))
             dt = conv.pointwise_input_grad(dz, pointwise_w)
             dz = None
-            da, grads[2 * stage] = conv.depthwise_grads(
+            da, grads[2 * stage] = tape.kernels.depthwise_grads(
                 dt, a, depthwise_w, self.dilation, stride, need_x=need_x, need_w=tape.need_w
             )
             del dt
@@ -81,7 +81,7 @@ class DepthwiseSeparable(NormalisedOperation):
                 source.add_relu_grad(da)
                 break
             assert da is not None
-            dz = self._through_norm(da, a, z_before, tape.inner_stats[stage - 1])
+            dz = tape.kernels.inner_backward_(da, a, z_before, tape.inner_stats[stage - 1])
             del da, a, z_before
         tape.weight_grads = grads
 
@@ -90,14 +90,6 @@ class DepthwiseSeparable(NormalisedOperation):
         if f"t{stage}" in tape.maps:
             return tape.maps.pop(f"t{stage}")
         return conv.depthwise(a, depthwise_w, self.dilation, stride)
-
-    @staticmethod
-    def _through_norm(da: Tensor, a: Tensor, z: Tensor, stats: batchnorm.Stats) -> Tensor:
-        """Gradient of an inner BatchNorm's input; overwrites da and z."""
-        dy = mask_by_relu_(da, a)
-        sum_dy = batchnorm.sum_rows(dy)
-        sum_dy_xhat = batchnorm.sum_dy_xhat(dy, z, stats, sum_dy)
-        return batchnorm.input_grad(dy, z, stats, sum_dy, sum_dy_xhat, 1.0, overwrite_z=True)
 
     def plain(self, x_BCHW: Tensor, weights: Sequence[Tensor], stride: int) -> Tensor:
         padding = self.dilation * (self.side // 2)
@@ -143,13 +135,17 @@ class NormalisedPool(NormalisedOperation):
     kind: Literal["max", "avg"]
 
     def forward(self, tape: Tape, source: Source, keep: Keep) -> Tensor:
-        pool = pooling.max_pool if self.kind == "max" else pooling.avg_pool
-        return pool(source.x, tape.stride)
+        if self.kind == "max":
+            return tape.kernels.max_pool(source.x, tape.stride)
+        return pooling.avg_pool(source.x, tape.stride)
 
     def backward(self, tape: Tape, source: Source, dz_BHWC: Tensor) -> None:
-        if source.need_x:
-            grad = pooling.max_pool_input_grad if self.kind == "max" else pooling.avg_pool_input_grad
-            source.add_grad(grad(dz_BHWC, source.x, tape.stride))
+        if not source.need_x:
+            return
+        if self.kind == "max":
+            source.grad = tape.kernels.add_max_pool_grad(source.grad, dz_BHWC, source.x, tape.stride)
+        else:
+            source.add_grad(pooling.avg_pool_input_grad(dz_BHWC, source.x, tape.stride))
 
     def plain(self, x_BCHW: Tensor, weights: Sequence[Tensor], stride: int) -> Tensor:
         if self.kind == "max":

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.primitives import primitives
 from .autograd_net import PlainBranch, plain_cell, plain_residual, plain_stem
 from .branch_table import branches_of, table_rows
 from .cell import Branch, CellCall, CellFunction
@@ -68,6 +69,7 @@ class SuperNet(nn.Module):
         self.plain = tuple(policy) == ("autograd",)
         self.policies = tuple(policy) * layers if len(policy) == 1 else tuple(policy)
         self.layout = layout
+        self._kernels = primitives(impl)
         make = _ParameterMaker(seed, torch.float32 if dtype == torch.bfloat16 else dtype)
         self.stems = nn.ModuleList(_stem_parameters(make, spec) for spec in self.skeleton.stems)
         self.layers = nn.ModuleList(self._layer_parameters(make, layer) for layer in self.skeleton.layers)
@@ -183,7 +185,7 @@ class SuperNet(nn.Module):
         policy = self.policies[cell] if torch.is_grad_enabled() and not self.plain else "min"
         running = tuple(branch for branch in sampled if branch.column != zero)
         gates = None if self.plain else paths.gate_values
-        call = CellCall(layer, cell, running, tuple(shadows), preprocess, policy, drop, gates)
+        call = CellCall(layer, cell, running, tuple(shadows), preprocess, policy, drop, gates, self._kernels)
         gates_EO = paths.gates_EO.to(inputs[0].dtype)
         if self.plain:
             views = differentiable_views(parameters.layout, parameters.arenas())
