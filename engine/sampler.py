@@ -16,6 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from ..kernels import library
 from ..kernels.reference import gumbel_topk
 from ..kernels.reference.philox import philox_uniform
 from .config import SearchConfig
@@ -130,26 +131,47 @@ class Sampler(nn.Module):
         )
         log_probability = None
         if grad and self.config.gate == "score":
-            log_probability = torch.stack([log_p for _, _, log_p in draws.values()]).sum()
+            log_probability = torch.stack([log_p for _, _, log_p in draws.values() if log_p is not None]).sum()
         return Sample(networks, {kind: indices for kind, (_, indices, _) in draws.items()}, log_probability)
 
     def _draw_cell(
         self, kind: str, clock: Tensor, stream: int, tau: float | Tensor
-    ) -> tuple[list[CellPaths], Tensor, Tensor]:
+    ) -> tuple[list[CellPaths], Tensor, Tensor | None]:
         config, alpha_EO = self.config, self.alpha[kind]
-        log_p_EO = torch.log_softmax(alpha_EO, -1)
-        scores_EO = log_p_EO
-        shape = (alpha_EO.shape[0], alpha_EO.shape[1])
-        if config.noise:
-            scores_EO = log_p_EO + gumbel_topk.gumbel_noise(self._uniform(shape, clock, stream))
-        indices_EK = gumbel_topk.top_k(scores_EO.detach(), config.k)
-        log_probability = gumbel_topk.log_probability(log_p_EO, indices_EK).sum()
-        if config.mode == "union":
-            paths = [self._union(alpha_EO, scores_EO, indices_EK, tau)]
+        log_probability = None
+        if self.impl == "triton" and config.gate in ("sampled", "score"):
+            paths, indices_EK = self._draw_in_one_launch(alpha_EO, clock, stream, tau)
         else:
-            order_EK = self._assignment(indices_EK, clock, stream)
-            paths = self._subgraphs(alpha_EO, scores_EO, indices_EK, order_EK, tau)
+            scores_EO = torch.log_softmax(alpha_EO, -1)
+            if config.noise:
+                shape = (alpha_EO.shape[0], alpha_EO.shape[1])
+                scores_EO = scores_EO + gumbel_topk.gumbel_noise(self._uniform(shape, clock, stream))
+            indices_EK = gumbel_topk.top_k(scores_EO.detach(), config.k)
+            if config.mode == "union":
+                paths = [self._union(alpha_EO, scores_EO, indices_EK, tau)]
+            else:
+                order_EK = self._assignment(indices_EK, clock, stream)
+                paths = self._subgraphs(alpha_EO, scores_EO, indices_EK, order_EK, tau)
+        if config.gate == "score":
+            log_probability = gumbel_topk.log_probability(torch.log_softmax(alpha_EO, -1), indices_EK.long()).sum()
         return paths, indices_EK, log_probability
+
+    def _draw_in_one_launch(
+        self, alpha_EO: Tensor, clock: Tensor, stream: int, tau: float | Tensor
+    ) -> tuple[list[CellPaths], Tensor]:
+        config = self.config
+        tau = tau if isinstance(tau, Tensor) else torch.tensor(tau, dtype=alpha_EO.dtype, device=alpha_EO.device)
+        indices_EK, gates_NEO, _ = library.gumbel_topk(
+            alpha_EO, clock, tau, k=config.k, stream=stream, relaxation=config.relaxation, noise=config.noise,
+            mode=config.mode, assign=config.assign,
+        )  # fmt: skip
+        if config.gate == "score":
+            gates_NEO = gates_NEO.detach()
+        if config.mode == "union":
+            return [CellPaths(indices_EK, gates_NEO[0])], indices_EK
+        chosen_EN = gates_NEO.detach().argmax(-1).T if config.assign == "shuffle" else indices_EK
+        networks = [CellPaths(chosen_EN[:, n : n + 1], gates_NEO[n]) for n in range(config.k)]
+        return networks, indices_EK
 
     def _assignment(self, indices_EK: Tensor, clock: Tensor, stream: int) -> Tensor:
         """Which rank each sub-graph takes on each edge, [E, K]."""

@@ -48,6 +48,11 @@ def function(name: str, tensor: Tensor) -> Callable[..., Any]:
     return _load(name, reference=not (tensor.is_cuda or interpreting()))
 
 
+def runs_triton(tensor: Tensor) -> bool:
+    """Whether a kernel takes this tensor: on CUDA, in the interpreter, or without data."""
+    return tensor.is_cuda or interpreting() or torch._guards.active_fake_mode() is not None
+
+
 def why_not_triton(device: torch.device) -> str | None:
     """None where the Triton kernels run on tensors of this device, else the reason in a few words."""
     if importlib.util.find_spec("triton") is None:

@@ -20,10 +20,8 @@ from torch.utils.flop_counter import register_flop_formula
 from . import backend
 from .branches import Geometry
 
-# Of a dense table: MACs of the dearest branch per output pixel and channel, apart from the pointwise product.
+# Taps of the dearest depthwise convolution.
 TAPS = 25
-# Pixels that share one partial sum, and the number of partial weight gradients that a launch keeps at most.
-TILE_PIXELS, WEIGHT_GROUPS = 32, 64
 
 
 def _geometry(values: Sequence[int]) -> Geometry:
@@ -295,3 +293,68 @@ def prepare_into(
     """Statistics [2, O] of ReLU-1x1, whose normalised map is written to `out`; see `prepare.prepare_into`."""
     found = _prepare_into(x_BHWI, first_OI, second_OI, out_BHWO, stats_2O)
     return found if stats_2O is None else stats_2O
+
+
+@torch.library.custom_op("msgdas::draw", mutates_args=())
+def _draw(
+    alpha: Tensor, clock: Tensor, tau: Tensor, k: int, stream: int, relaxation: str, noise: bool, mode: str, assign: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    from .gumbel_topk import draw
+
+    settings: dict[str, Any] = {"relaxation": relaxation, "noise": noise, "mode": mode, "assign": assign}
+    return draw(alpha.detach(), clock, tau, k=k, stream=stream, **settings)
+
+
+@_draw.register_fake
+def _(
+    alpha: Tensor, clock: Tensor, tau: Tensor, k: int, stream: int, relaxation: str, noise: bool, mode: str, assign: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    edges = alpha.shape[0]
+    networks = 1 if mode == "union" else k
+    indices = alpha.new_empty(edges, k, dtype=torch.int32)
+    gates = alpha.new_empty(networks, *alpha.shape)
+    return indices, gates, torch.empty_like(gates), torch.empty_like(indices), alpha.new_empty(k, *alpha.shape)
+
+
+@torch.library.custom_op("msgdas::draw_backward", mutates_args=())
+def _draw_backward(
+    d_gates: Tensor, indices: Tensor, places: Tensor, ranks: Tensor, tau: Tensor, relaxation: str
+) -> Tensor:
+    from .gumbel_topk import draw_backward
+
+    choice: Any = relaxation
+    return draw_backward(d_gates, indices, places, ranks, tau, choice)
+
+
+@_draw_backward.register_fake
+def _(d_gates: Tensor, indices: Tensor, places: Tensor, ranks: Tensor, tau: Tensor, relaxation: str) -> Tensor:
+    return torch.empty_like(ranks[0])
+
+
+def _keep_for_backward(ctx: Any, inputs: Any, output: Any) -> None:
+    indices, _, soft, places, ranks = output
+    ctx.save_for_backward(indices, places, ranks, inputs[2])
+    ctx.relaxation = inputs[5]
+    ctx.mark_non_differentiable(indices, soft, places, ranks)
+
+
+def _backward_of_draw(ctx: Any, *grads: Any) -> Any:
+    indices, places, ranks, tau = ctx.saved_tensors
+    return _draw_backward(grads[1], indices, places, ranks, tau, ctx.relaxation), *[None] * 8
+
+
+_draw.register_autograd(_backward_of_draw, setup_context=_keep_for_backward)
+
+
+def gumbel_topk(
+    alpha_EO: Tensor, clock: Tensor, tau: Tensor, *, k: int, stream: int, relaxation: Any, noise: bool, mode: Any,
+    assign: Any,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """(indices_EK, gates_NEO, soft_NEO), differentiable in alpha; see `reference.gumbel_topk.gumbel_topk`."""
+    if backend.runs_triton(alpha_EO):
+        indices, gates, soft, _, _ = _draw(alpha_EO, clock, tau, k, stream, relaxation, noise, mode, assign)
+        return indices, gates, soft
+    twin = backend.function("gumbel_topk", alpha_EO)
+    return twin(
+        alpha_EO, clock, tau, k=k, stream=stream, relaxation=relaxation, noise=noise, mode=mode, assign=assign
+    )
