@@ -51,7 +51,7 @@ def _place(seed, start, e, rank, K: tl.constexpr, BK: tl.constexpr):
     return tl.sum((before & (k < K)).to(tl.int32), 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["edges", "stream"])
 def draw_kernel(
     alpha, clock, tau, indices, places, gates, soft, ranks, edges, stream,
     O: tl.constexpr, K: tl.constexpr, RELAXATION: tl.constexpr, NOISE: tl.constexpr, UNION: tl.constexpr,
@@ -117,7 +117,7 @@ def draw_kernel(
         tl.store(soft + own, behind, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["edges"])
 def draw_backward_kernel(
     d_gates, indices, places, ranks, tau, d_alpha, edges,
     O: tl.constexpr, K: tl.constexpr, RELAXATION: tl.constexpr, BE: tl.constexpr, BO: tl.constexpr, ACC: tl.constexpr,

@@ -6,6 +6,9 @@ instructions per tap. Nothing here was timed: no GPU was at hand.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,9 +68,22 @@ RULES: dict[str, tuple[Rule, ...]] = {
 }
 
 
+_AS_SHIPPED: ContextVar[bool] = ContextVar("as_shipped", default=False)
+
+
+@contextlib.contextmanager
+def as_shipped() -> Iterator[None]:
+    """Inside, the interpreter runs the sizes that a GPU would: what is counted is what ships."""
+    token = _AS_SHIPPED.set(True)
+    try:
+        yield
+    finally:
+        _AS_SHIPPED.reset(token)
+
+
 def blocks(kernel: str, maps: Tensor, geometry: Geometry) -> Blocks:
     """The configuration of `kernel` for maps of this dtype and size."""
-    return blocks_of(kernel, maps.dtype, geometry.channels, tuple(maps.device.type for _ in (0,))[0] == "cpu")
+    return blocks_of(kernel, maps.dtype, geometry.channels, maps.device.type == "cpu")
 
 
 def blocks_of(kernel: str, dtype: torch.dtype, channels: int, interpreted: bool = False) -> Blocks:
@@ -76,7 +92,7 @@ def blocks_of(kernel: str, dtype: torch.dtype, channels: int, interpreted: bool 
     In the interpreter a program costs the same whatever its size, so that programs are larger there.
     """
     rule = next(rule for rule in RULES[kernel] if channels <= rule.max_channels)
-    grow = 4 if interpreted and kernel != "weights" else 1
+    grow = 4 if interpreted and kernel != "weights" and not _AS_SHIPPED.get() else 1
     double = dtype == torch.float64
     acc = tl.float64 if double else tl.float32
     dot = {torch.float64: tl.float64, torch.float32: tl.float32, torch.bfloat16: tl.bfloat16}[dtype]
