@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from ..kernels.primitives import Reference
 from ..kernels.reference import batchnorm
-from ..kernels.reference.prepare import prepare, prepare_backward
+from ..kernels.reference.prepare import prepare, prepared_grads
 from .operation import DirectOperation, Drop, Keep, NormalisedOperation, Operation, Source, Tape
 from .space import CellLayer, Edge
 from .weights import Places
@@ -295,7 +295,7 @@ class _Backward:
                 input_grads.append(None)
                 continue
             place = self.call.preprocess[number]
-            dx, self.weight_grads[place] = prepare_backward(
+            dx, self.weight_grads[place] = prepared_grads(
                 _or_zeros(d_state, xhat), xhat, x, self.weights[place], self.saved.input_stats[number],
                 need_x=need_x, need_w=self.saved.need_w,
             )  # fmt: skip

@@ -1,9 +1,11 @@
 """A cell by the kernels that read on the device what was sampled: its shape is the same for every sample.
 
 Shape suffixes: as in `kernels.branches`. The same policies as in `cell`, as far as kernels can keep them:
-    all, bn  each branch's output before its BatchNorm (the first stage of sep_conv is computed again)
-    nodes    the nodes and the prepared inputs
-    min      the nodes
+    all    each branch's output before its BatchNorm, the nodes and the prepared inputs; the first stage of
+           sep_conv is computed again
+    bn     the same without the prepared inputs
+    nodes  the nodes and the prepared inputs
+    min    the nodes
 
 Branches of a node run in groups: large ones forward, where a group lives for a moment beside nothing else, small
 ones backward, where the cell's gradients live too and the group's maps decide the step's peak.
@@ -22,7 +24,6 @@ from torch.autograd.function import once_differentiable
 from ..kernels import branches as codes
 from ..kernels import library as ops
 from ..kernels.branches import Geometry
-from ..kernels.reference.prepare import prepare_backward
 from .operation import Drop
 from .space import CellLayer
 
@@ -105,7 +106,7 @@ class FusedCellFunction(torch.autograd.Function):
                 groups.append(group)
                 del group
         ctx.call, ctx.groups, ctx.input_stats = call, groups, input_stats
-        ctx.prepared = prepared if call.policy != "min" and call.preprocess else None
+        ctx.prepared = prepared if call.policy in ("all", "nodes") and call.preprocess else None
         ctx.need_w = any(ctx.needs_input_grad[3 + num_inputs :])
         ctx.save_for_backward(*inputs, nodes, branches, gates_EO, *weights)
         return nodes if _side_by_side(call) else nodes[-1]
@@ -299,11 +300,14 @@ def _inputs_backward(
         return [d_prepared[0] if need_inputs[0] else None]
     found: list[Tensor | None] = []
     for number, place in enumerate(call.preprocess):
-        dx, weight_grads[place] = prepare_backward(
-            d_prepared[number], prepared[number], inputs[number], weights[place], ctx.input_stats[number].unbind(),
-            need_x=need_inputs[number], need_w=ctx.need_w,
+        own = weights[place]
+        dx, dw = ops.prepare_backward(
+            d_prepared[number], prepared[number], inputs[number], own[0], own[1] if len(own) == 2 else None,
+            ctx.input_stats[number], need_x=need_inputs[number], need_w=ctx.need_w,
         )  # fmt: skip
-        found.append(dx)
+        found.append(dx if need_inputs[number] else None)
+        if ctx.need_w:
+            weight_grads[place] = dw.split([len(weight) for weight in own])
     return found
 
 

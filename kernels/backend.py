@@ -23,8 +23,9 @@ MODULES = {
     "stage_weight_grads": "stage_weights",
     "drop_mask": "drop_mask",
     "prepare_into": "prepare",
+    "prepare_backward": "prepare_backward",
 }
-TWIN_MODULES = {**MODULES, "drop_mask": "dropblock", "gather_backward": "stage_backward"}
+TWIN_MODULES = {**MODULES, "drop_mask": "dropblock", "gather_backward": "stage_backward", "prepare_backward": "prepare"}
 
 
 def interpreting() -> bool:

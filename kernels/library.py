@@ -295,6 +295,30 @@ def prepare_into(
     return found if stats_2O is None else stats_2O
 
 
+@torch.library.custom_op("msgdas::prepare_backward", mutates_args=())
+def _prepare_backward(
+    d: Tensor, xhat: Tensor, x: Tensor, first: Tensor, second: Tensor | None, stats: Tensor, need_x: bool, need_w: bool
+) -> tuple[Tensor, Tensor]:
+    run = backend.function("prepare_backward", x)
+    return run(d, xhat, x, first, second, stats, need_x=need_x, need_w=need_w)
+
+
+@_prepare_backward.register_fake
+def _(
+    d: Tensor, xhat: Tensor, x: Tensor, first: Tensor, second: Tensor | None, stats: Tensor, need_x: bool, need_w: bool
+) -> tuple[Tensor, Tensor]:
+    shape = (d.shape[-1], x.shape[-1]) if need_w else (0,)
+    return torch.empty_like(x) if need_x else x.new_empty(0), x.new_empty(shape, dtype=_wide(x))
+
+
+def prepare_backward(
+    d_BHWO: Tensor, xhat_BHWO: Tensor, x_BHWI: Tensor, first_OI: Tensor, second_OI: Tensor | None, stats_2O: Tensor,
+    *, need_x: bool, need_w: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(dx, dw) of a prepared input; see `prepare_backward.prepare_backward`."""
+    return _prepare_backward(d_BHWO, xhat_BHWO, x_BHWI, first_OI, second_OI, stats_2O, need_x, need_w)
+
+
 @torch.library.custom_op("msgdas::draw", mutates_args=())
 def _draw(
     alpha: Tensor, clock: Tensor, tau: Tensor, k: int, stream: int, relaxation: str, noise: bool, mode: str, assign: str

@@ -28,7 +28,7 @@ def prepare(x_BHWC: Tensor, weights: Sequence[Tensor], stats: batchnorm.Stats | 
     return batchnorm.normalize_(z_BHWO, stats), stats
 
 
-def prepare_backward(
+def prepared_grads(
     d_BHWO: Tensor,
     xhat_BHWO: Tensor,
     x_BHWC: Tensor,
@@ -79,3 +79,15 @@ def prepare_into(
     xhat, stats = prepare(x_BHWI, weights, given)
     out_BHWO.copy_(xhat)
     return torch.stack(stats) if stats_2O is None else stats_2O
+
+
+def prepare_backward(
+    d_BHWO: Tensor, xhat_BHWO: Tensor, x_BHWI: Tensor, first_OI: Tensor, second_OI: Tensor | None, stats_2O: Tensor,
+    *, need_x: bool, need_w: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(dx [B, H, W, I], dw [O, I] of both halves together), empty where not needed; twin of the kernels'."""
+    weights = [first_OI] if second_OI is None else [first_OI, second_OI]
+    stats = (stats_2O[0].to(x_BHWI.dtype), stats_2O[1].to(x_BHWI.dtype))
+    dx, grads = prepared_grads(d_BHWO.clone(), xhat_BHWO, x_BHWI, weights, stats, need_x=need_x, need_w=need_w)
+    found = [grad for grad in grads if grad is not None]
+    return x_BHWI.new_empty(0) if dx is None else dx, torch.cat(found) if found else first_OI.new_empty(0)
