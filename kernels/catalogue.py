@@ -13,6 +13,7 @@ from torch import Tensor
 from . import bn_combine, drop_mask, gather_backward, grouped_stage, gumbel_topk, prepare, stage_backward
 from . import branches as b
 from .branches import Geometry
+from .prepare_backward import prepare_backward
 from .stage_weights import stage_weight_grads
 
 DARTS_CODES = (b.SEP3, b.MAX, b.SEP5, b.SKIP, b.DIL3, b.AVG, b.DIL5, b.NONE)
@@ -143,12 +144,13 @@ def _launch_inputs(tensors: Tensors) -> None:
     out = tensors.random(g.batch, g.height, g.width, c)
     x = tensors.random(g.batch, g.height, g.width, 2 * c)
     weight = tensors.random(c, 2 * c, wide=True)
-    stats = prepare.prepare_into(x, weight, None, out, None)
-    prepare.prepare_into(x, weight, None, out, stats)
     before = tensors.random(g.batch, 2 * g.height, 2 * g.width, c)
     halves = tensors.random(2, c // 2, c, wide=True)
-    stats = prepare.prepare_into(before, halves[0], halves[1], out, None)
-    prepare.prepare_into(before, halves[0], halves[1], out, stats)
+    for source, first, second in ((x, weight, None), (before, halves[0], halves[1])):
+        stats = prepare.prepare_into(source, first, second, out, None)
+        prepare.prepare_into(source, first, second, out, stats)
+        d_out = tensors.random(*out.shape)
+        prepare_backward(d_out, out, source, first, second, stats, need_x=True, need_w=True)
 
 
 def _launch_node(tensors: Tensors, clock: Tensor) -> None:

@@ -39,10 +39,10 @@ Program = tuple[int, ...]
 CELLS = {
     cell.name: cell
     for cell in (
-        Cell("darts-16", DARTS_CODES, 16, 16, torch.bfloat16, batch=4, drop=True),
-        Cell("darts-16-reduction", REDUCTION_CODES, 16, 16, torch.bfloat16, batch=4, stride=2),
+        Cell("darts-16", DARTS_CODES, 16, 16, torch.bfloat16, batch=1, drop=True),
+        Cell("darts-16-reduction", REDUCTION_CODES, 16, 16, torch.bfloat16, batch=2, stride=2),
         Cell("darts-48", DARTS_CODES, 48, 7, torch.bfloat16, batch=2, drop=True),
-        Cell("nas-bench-16", NAS_BENCH_CODES, 16, 16, torch.bfloat16, batch=4, planes=True, drop=True),
+        Cell("nas-bench-16", NAS_BENCH_CODES, 16, 16, torch.bfloat16, batch=1, planes=True, drop=True),
     )
 }
 
