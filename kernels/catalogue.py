@@ -14,6 +14,7 @@ from . import bn_combine, drop_mask, gather_backward, grouped_stage, gumbel_topk
 from . import branches as b
 from .branches import Geometry
 from .prepare_backward import prepare_backward
+from .reference.gumbel_topk import Assign, Mode, Relaxation
 from .stage_weights import stage_weight_grads
 
 DARTS_CODES = (b.SEP3, b.MAX, b.SEP5, b.SKIP, b.DIL3, b.AVG, b.DIL5, b.NONE)
@@ -21,7 +22,7 @@ REDUCTION_CODES = (b.SEP3, b.MAX, b.SEP5, b.REDUCE, b.DIL3, b.AVG, b.DIL5, b.NON
 NAS_BENCH_CODES = (b.CONV3, b.SKIP, b.CONV1, b.AVG_DIRECT, b.NONE)
 # Rows of a launch, as the engine groups them.
 ROWS = 4
-SETTINGS = (
+SETTINGS: tuple[tuple[Relaxation, Mode, Assign], ...] = (
     ("masked", "union", "rank"), ("shared", "subgraphs", "rank"), ("soft", "subgraphs", "shuffle"),
 )  # fmt: skip
 
@@ -181,21 +182,26 @@ def _launch_node(tensors: Tensors, clock: Tensor) -> None:
     for accumulate in (False, True):
         bn_combine.bn_combine(inputs, nodes, z, stats, rows, gates, drop, scale, g, accumulate=accumulate)
 
-    d_nodes, d_inputs, d_arenas = (
-        tensors.nodes(),
-        torch.zeros_like(inputs),
-        [torch.empty_like(a) for a in arenas],
-    )
+    d_nodes, d_inputs = tensors.nodes(), torch.zeros_like(inputs)
+    d_depthwise, d_pointwise, d_dense = (torch.empty_like(arena) for arena in arenas)
+
+    def weight_grads(
+        v: Tensor | None, z: Tensor, stats: Tensor, sums: Tensor, u: Tensor, z1: Tensor | None, stats1: Tensor | None,
+        *, last: bool,
+    ) -> None:  # fmt: skip
+        stage_weight_grads(
+            d_nodes, v, z, stats, sums, u, inputs, nodes, z1, stats1, rows, gates, arenas[0], d_depthwise,
+            d_pointwise, d_dense, g, last=last,
+        )  # fmt: skip
+
     sums, _ = bn_combine.bn_combine_backward(d_nodes, inputs, nodes, z, stats, rows, drop, scale, g)
     point = (rows, gates, arenas[1], arenas[2], g)
     u = stage_backward.point_backward(d_nodes, None, z, stats, sums, *point, last=True)
-    own = (inputs, nodes, z1, stats1, rows, gates, arenas[0], *d_arenas, g)
-    stage_weight_grads(d_nodes, None, z, stats, sums, u, *own, last=True)
+    weight_grads(None, z, stats, sums, u, z1, stats1, last=True)
     if z1 is not None and stats1 is not None:
         v, sums1 = stage_backward.taps_backward(u, z1, stats1, rows, arenas[0], g)
         stage_backward.point_backward(d_nodes, v, z1, stats1, sums1, *point, last=False, out=u)
-        own = (inputs, nodes, None, None, rows, gates, arenas[0], *d_arenas, g)
-        stage_weight_grads(d_nodes, v, z1, stats1, sums1, u, *own, last=False)
+        weight_grads(v, z1, stats1, sums1, u, None, None, last=False)
     gather_backward.gather_backward(
         d_nodes, u, inputs, nodes, rows, gates, *arenas, drop, scale, d_inputs, g
     )  # fmt: skip

@@ -46,7 +46,7 @@ def from_bf16(bits: np.ndarray) -> np.ndarray:
     return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
-class MendedBuilder(interpreter.InterpreterBuilder):
+class MendedBuilder(interpreter.InterpreterBuilder):  # type: ignore[misc]
     """Rounds to bf16 instead of cutting off, and multiplies bf16 matrices by value instead of by bit pattern."""
 
     def cast_impl(self, src: Any, dst_type: Any) -> Any:
@@ -132,7 +132,7 @@ def unmended() -> contextlib.AbstractContextManager[None]:
 def watched(observer: Observer) -> Iterator[None]:
     """Tell `observer` of all launches inside; its exceptions come out of the launch as they are."""
 
-    class Launch(interpreter.GridExecutor):
+    class Launch(interpreter.GridExecutor):  # type: ignore[misc]
         def __call__(self, *arguments: Any, **keywords: Any) -> None:
             observer.begin(self.fn.__name__, [*arguments, *keywords.values()])
             try:

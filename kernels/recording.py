@@ -56,7 +56,7 @@ class Launch:
         return str(CELLS[self.cell].dtype).removeprefix("torch.")
 
 
-class _AbsentGPU(DriverBase):
+class _AbsentGPU(DriverBase):  # type: ignore[misc]
     """Enough of a driver for Triton to specialise a launch."""
 
     def __init__(self, target: GPUTarget) -> None:
