@@ -1,6 +1,4 @@
-// The library's C interface: every call goes to the kernels of the best instruction set that this CPU has.
-#include <cmath>
-#include <cstdlib>
+// The library's C interface: a call goes to the kernels of the best instruction set that this CPU has.
 #include <vector>
 
 #include "kernels.h"
@@ -33,6 +31,9 @@ Set chosen = detect();
 
 extern "C" {
 
+// One more with every change of a signature below; __init__.py has the same number.
+int msgdas_interface() { return 2; }
+
 int msgdas_instruction_set() { return static_cast<int>(chosen); }
 
 // For tests and comparisons: 0 baseline, 1 AVX2, 2 AVX-512. Returns what is in use afterwards.
@@ -52,27 +53,35 @@ void msgdas_batch_stats(const float *z, long rows, long channels, float *stats, 
 }
 
 // Statistics of z, then out += gate * (z - mean) * rstd.
-void msgdas_accumulate(const float *z, long rows, long channels, float gate, float *out, long stride, float *stats,
+void msgdas_accumulate(const float *z, long rows, long channels, double gate, float *out, long stride, float *stats,
                        double epsilon, int threads) {
   msgdas_batch_stats(z, rows, channels, stats, epsilon, threads);
   std::vector<float> scale(channels), shift(channels);
   for (long c = 0; c < channels; c++) {
-    scale[c] = gate * stats[channels + c];
+    scale[c] = static_cast<float>(gate * stats[channels + c]);
     shift[c] = -stats[c] * scale[c];
   }
   CALL(scale_add, z, rows, channels, scale.data(), shift.data(), out, stride, threads);
 }
 
-// out = xhat of z by given statistics, or relu(xhat).
-void msgdas_normalize(const float *z, long rows, long channels, const float *stats, float *out, int relu, int threads) {
+// out = xhat of z by given statistics, or relu(xhat); `out` may be z.
+void msgdas_normalize(const float *z, long rows, long channels, const float *stats, float *out, int behind_relu,
+                      int threads) {
   std::vector<float> shift(channels);
   for (long c = 0; c < channels; c++) shift[c] = -stats[c] * stats[channels + c];
-  CALL(scale_relu, z, rows, channels, stats + channels, shift.data(), out, relu, threads);
+  CALL(scale_to, z, rows, channels, stats + channels, shift.data(), out, behind_relu, threads);
 }
 
-double msgdas_norm_backward(const float *dy, long dy_stride, const float *z, long rows, long channels, float gate,
+// Gradient of out = gate * xhat(z), or of out = relu(xhat(z)); returns the gate's. `dz` may be z or a contiguous dy.
+double msgdas_norm_backward(const float *dy, long dy_stride, const float *z, long rows, long channels, double gate,
                             const float *stats, float *dz, int behind_relu, int threads) {
   return CALL(norm_backward, dy, dy_stride, z, rows, channels, gate, stats, stats + channels, dz, behind_relu, threads);
+}
+
+// The same for out = xhat(z), where xhat was kept and z was not; `dz` may be dy.
+void msgdas_xhat_backward(const float *dy, const float *xhat, long rows, long channels, const float *rstd, float *dz,
+                          int threads) {
+  CALL(xhat_backward, dy, xhat, rows, channels, rstd, dz, threads);
 }
 
 void msgdas_add_where_positive(float *d, long d_stride, const float *da, const float *x, long x_stride, long rows,
@@ -85,9 +94,20 @@ void msgdas_max_pool(const float *x, long x_stride, float *y, long batch, long h
   CALL(max_pool, x, x_stride, y, batch, height, width, channels, stride, threads);
 }
 
+// `add`: to what is in d, else d is overwritten.
 void msgdas_max_pool_backward(const float *x, long x_stride, const float *g, float *d, long d_stride, long batch,
-                              long height, long width, long channels, int stride, int threads) {
-  CALL(max_pool_backward, x, x_stride, g, d, d_stride, batch, height, width, channels, stride, threads);
+                              long height, long width, long channels, int stride, int add, int threads) {
+  CALL(max_pool_backward, x, x_stride, g, d, d_stride, batch, height, width, channels, stride, add, threads);
+}
+
+void msgdas_avg_pool(const float *x, long x_stride, float *y, long batch, long height, long width, long channels,
+                     int stride, int threads) {
+  CALL(avg_pool, x, x_stride, y, batch, height, width, channels, stride, threads);
+}
+
+void msgdas_avg_pool_backward(const float *g, float *d, long d_stride, long batch, long height, long width,
+                              long channels, int stride, int add, int threads) {
+  CALL(avg_pool_backward, g, d, d_stride, batch, height, width, channels, stride, add, threads);
 }
 
 }  // extern "C"
