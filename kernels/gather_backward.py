@@ -1,7 +1,8 @@
-"""A state's gradient, gathered from all branches that read it.
+"""Gradients of the states through the branches that read them: one program owns four pixels in a row, times some,
+of one state, asks every branch of the launch for its share and writes once.
 
-Shape suffixes: as in `branches`. A program owns BP groups of four neighbouring pixels of one state and a block of
-channels, runs through the launch's branches, and writes its tile once.
+Shape suffixes: as in `branches`. Where edges have stride 2, the pixels of an input fall into four phases by the
+parity of their row and column, and a program's pixels are of one phase (see `shares`).
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .branches import Geometry
-from .checks import check_branch_maps, check_gates, check_maps, check_nodes, check_rows, check_weights
-from .launch import blocks
+from .checks import check_branch_maps, check_gates, check_like, check_maps, check_nodes, check_rows, check_weights
+from .errors import KernelError
+from .launch import all_registers, blocks
+from .shares import dense_share, maximum_share, mean_share, pixels_of, reduction_share, taps_share
 from .taps import (
     AVG,
     AVG_DIRECT,
@@ -33,259 +36,221 @@ from .taps import (
     SOURCE,
     TAPS0,
     column,
-    four_outputs,
     group_of_four,
-    load_pixel,
-    product,
 )
 
 
 @triton.jit
-def _strided_taps(
-    u, taps, n, h, w, alive, c, HO, WO, C: tl.constexpr, K: tl.constexpr, D: tl.constexpr, BP: tl.constexpr,
-    BC: tl.constexpr, ACC: tl.constexpr,
+def _through_relu(
+    u, rows, depthwise, pointwise, dense, num, plane, state, n, h, w, alive, c, row_phase, column_phase,
+    C: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, S: tl.constexpr, HAS_TAPS: tl.constexpr,
+    HAS_DENSE: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of one input pixel each of a depthwise convolution of stride 2."""
-    total = tl.zeros((BP, BC), ACC)
-    for i in range(K):
-        twice_h = h + (K // 2) * D - i * D
-        for q in range(K):
-            twice_w = w + (K // 2) * D - q * D
-            even = alive & (twice_h % 2 == 0) & (twice_w % 2 == 0)
-            value = load_pixel(u, C, n, twice_h // 2, twice_w // 2, even, c, HO, WO, C, ACC)
-            weight = tl.load(taps + (i * K + q) * C + c, mask=c < C, other=0.0).to(ACC)
-            total += value * weight[None, :]
-    return total
-
-
-@triton.jit
-def _average(
-    u, n, h, w, alive, c, H, W, HO, WO, C: tl.constexpr, S: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
-    ACC: tl.constexpr,
-):  # fmt: skip
-    """Gradient of one input pixel each of a 3x3 mean over the pixels inside the map."""
-    total = tl.zeros((BP, BC), ACC)
-    for i in range(3):
-        top = h + 1 - i
-        for q in range(3):
-            left = w + 1 - q
-            fits = alive & (top % S == 0) & (left % S == 0)
-            ho = top // S
-            wo = left // S
-            rows_inside = tl.minimum(ho * S + 1, H - 1) - tl.maximum(ho * S - 1, 0) + 1
-            columns_inside = tl.minimum(wo * S + 1, W - 1) - tl.maximum(wo * S - 1, 0) + 1
-            value = load_pixel(u, C, n, ho, wo, fits & (top >= 0) & (left >= 0), c, HO, WO, C, ACC)
-            total += value / tl.maximum(rows_inside * columns_inside, 1).to(ACC)[:, None]
-    return total
-
-
-@triton.jit
-def _maximum(
-    u, x, stride, n, h, w, alive, c, H, W, HO, WO, C: tl.constexpr, S: tl.constexpr, BP: tl.constexpr,
-    BC: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """Gradient of one input pixel each of a 3x3 maximum: all of it to the first maximum in row-major order."""
-    own = load_pixel(x, stride, n, h, w, alive, c, H, W, C, ACC)
-    total = tl.zeros((BP, BC), ACC)
-    for place in range(9):
-        top = h + 1 - place // 3
-        left = w + 1 - place % 3
-        fits = alive & (top >= 0) & (left >= 0) & (top % S == 0) & (left % S == 0)
-        value = load_pixel(u, C, n, top // S, left // S, fits, c, HO, WO, C, ACC)
-        for other in range(9):
-            hh = top - 1 + other // 3
-            ww = left - 1 + other % 3
-            inside = (hh >= 0) & (hh < H) & (ww >= 0) & (ww < W)
-            rival = load_pixel(x, stride, n, hh, ww, alive, c, H, W, C, ACC)
-            earlier = other < place
-            beaten = tl.where(earlier, rival >= own, rival > own) & inside[:, None]
-            value = tl.where(beaten & (other != place), 0.0, value)
-        total += value
-    return total
-
-
-@triton.jit
-def _dense_grad(
-    u, weights, n, h, w, alive, c, code, HO, WO, C: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
-    BO: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr,
-):  # fmt: skip
-    """Gradient of one input pixel each of CONV3 (9 taps, weights [tap, in, out]) or REDUCE (weights [out, in])."""
-    total = tl.zeros((BP, BC), ACC)
-    is_reduce = code == REDUCE
-    odd = (h % 2 == 1) & (w % 2 == 1)
-    same = h % 2 == w % 2
-    for tap in range(tl.where(is_reduce, 1, 9)):
-        ho = tl.where(is_reduce, h // 2, h + 1 - tap // 3)
-        wo = tl.where(is_reduce, w // 2, w + 1 - tap % 3)
-        for block in range(0, C, BO):
-            o = block + tl.arange(0, BO)
-            value = load_pixel(u, C, n, ho, wo, alive & (same | (not is_reduce)), o, HO, WO, C, ACC)
-            # FactorizedReduce: even pixels fed the first half of the outputs, odd ones the second.
-            fed = odd[:, None] == (o >= C // 2)[None, :]
-            value = tl.where(fed | (not is_reduce), value, 0.0)
-            place = tl.where(is_reduce, o[:, None] * C + c[None, :], tap * C * C + c[None, :] * C + o[:, None])
-            inside = (o < C)[:, None] & (c < C)[None, :]
-            total = product(value, tl.load(weights + place, mask=inside, other=0.0), total, DOT)
-    return total
-
-
-@triton.jit
-def _separable_grad(
-    u, taps, n, h, w, alive, c, code, HO, WO, C: tl.constexpr, S: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
-    ACC: tl.constexpr,
-):  # fmt: skip
-    """Gradient of four input pixels of the first depthwise convolution of a branch."""
-    none = tl.zeros((BC,), ACC)
+    """Shares of the branches that read the ReLU of the state, before its mask."""
     a0 = tl.zeros((BP, BC), ACC)
     a1 = tl.zeros((BP, BC), ACC)
     a2 = tl.zeros((BP, BC), ACC)
     a3 = tl.zeros((BP, BC), ACC)
-    if S == 1:
-        if code == SEP3:
-            a0, a1, a2, a3 = four_outputs(
-                u, C, taps, n, h - 1, w - 1, alive, c, none, none, HO, WO,
-                C, 3, 1, 1, 1, 1, False, True, False, BP, BC, ACC,
-            )  # fmt: skip
-        elif code == SEP5:
-            a0, a1, a2, a3 = four_outputs(
-                u, C, taps, n, h - 2, w - 2, alive, c, none, none, HO, WO,
-                C, 5, 1, 1, 1, 1, False, True, False, BP, BC, ACC,
-            )  # fmt: skip
-        elif code == DIL3:
-            a0, a1, a2, a3 = four_outputs(
-                u, C, taps, n, h - 2, w - 2, alive, c, none, none, HO, WO,
-                C, 3, 2, 1, 1, 2, False, True, False, BP, BC, ACC,
-            )  # fmt: skip
-        elif code == DIL5:
-            a0, a1, a2, a3 = four_outputs(
-                u, C, taps, n, h - 4, w - 4, alive, c, none, none, HO, WO,
-                C, 5, 2, 1, 1, 2, False, True, False, BP, BC, ACC,
-            )  # fmt: skip
-    else:
-        for t in tl.static_range(4):
-            a = tl.zeros((BP, BC), ACC)
+    for j in tl.range(num, disable_licm=True):
+        code = tl.where(column(rows, j, SOURCE) == state, column(rows, j, CODE), NONE)
+        own = u + j * plane
+        if HAS_TAPS:
+            taps = depthwise + tl.cast(column(rows, j, TAPS0), tl.int64) * C
             if code == SEP3:
-                a = _strided_taps(u, taps, n, h, w + t, alive, c, HO, WO, C, 3, 1, BP, BC, ACC)
+                a0, a1, a2, a3 = taps_share(
+                    a0, a1, a2, a3, own, taps, n, h, w, alive, c, row_phase, column_phase, C, HO, WO, 3, 1, S, ACC
+                )
             elif code == SEP5:
-                a = _strided_taps(u, taps, n, h, w + t, alive, c, HO, WO, C, 5, 1, BP, BC, ACC)
+                a0, a1, a2, a3 = taps_share(
+                    a0, a1, a2, a3, own, taps, n, h, w, alive, c, row_phase, column_phase, C, HO, WO, 5, 1, S, ACC
+                )
             elif code == DIL3:
-                a = _strided_taps(u, taps, n, h, w + t, alive, c, HO, WO, C, 3, 2, BP, BC, ACC)
+                a0, a1, a2, a3 = taps_share(
+                    a0, a1, a2, a3, own, taps, n, h, w, alive, c, row_phase, column_phase, C, HO, WO, 3, 2, S, ACC
+                )
             elif code == DIL5:
-                a = _strided_taps(u, taps, n, h, w + t, alive, c, HO, WO, C, 5, 2, BP, BC, ACC)
-            if t == 0:
-                a0 = a
-            if t == 1:
-                a1 = a
-            if t == 2:
-                a2 = a
-            if t == 3:
-                a3 = a
+                a0, a1, a2, a3 = taps_share(
+                    a0, a1, a2, a3, own, taps, n, h, w, alive, c, row_phase, column_phase, C, HO, WO, 5, 2, S, ACC
+                )
+        if S == 2:
+            if (code == REDUCE) & (row_phase == column_phase):
+                point = pointwise + tl.cast(column(rows, j, POINT0), tl.int64) * (C * C)
+                a0, a1, a2, a3 = reduction_share(
+                    a0, a1, a2, a3, own, point, n, h, w, alive, c, row_phase, C, HO, WO, BC, ACC, DOT
+                )
+        else:
+            if HAS_DENSE & (code == CONV3):
+                weights = dense + tl.cast(column(rows, j, POINT0), tl.int64) * (9 * C * C)
+                a0, a1, a2, a3 = dense_share(a0, a1, a2, a3, own, weights, n, h, w, alive, c, C, HO, WO, BC, ACC, DOT)
+            elif code == CONV1:
+                place = own + ((n * HO + h) * WO + w)[:, None] * C + c[None, :]
+                a0 += pixels_of(place, alive, c, C).to(ACC)
+                a1 += pixels_of(place + C, alive & (w + 1 < WO), c, C).to(ACC)
+                a2 += pixels_of(place + 2 * C, alive & (w + 2 < WO), c, C).to(ACC)
+                a3 += pixels_of(place + 3 * C, alive & (w + 3 < WO), c, C).to(ACC)
     return a0, a1, a2, a3
 
 
 @triton.jit
-def gather_kernel(
-    d_nodes, u, inputs, nodes, rows, gates, depthwise, pointwise, dense, drop, drop_scale, d_inputs, batch, count,
-    input_plane, node_stride,
-    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, I: tl.constexpr,
-    S: tl.constexpr, ROW_STRIDE: tl.constexpr, OF_INPUTS: tl.constexpr, HAS_DENSE: tl.constexpr,
-    DROP: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr,
-):  # fmt: skip
-    """Grid: tiles x states (inputs, or nodes) x blocks of channels. H, W, S: of this kind of state."""
-    place = tl.program_id(1)
-    state = place if OF_INPUTS else place + I
-    STRIDE: tl.constexpr = C if OF_INPUTS else ROW_STRIDE
-    found = 0
-    for j in range(count):
-        found += ((column(rows, j, SOURCE) == state) & (column(rows, j, CODE) != NONE)).to(tl.int32)
-    if found == 0:
-        return
-    c = tl.program_id(2) * BC + tl.arange(0, BC)
-    PER_ROW: tl.constexpr = (W + 3) // 4
-    g = tl.program_id(0) * BP + tl.arange(0, BP)
-    alive = g < batch * H * PER_ROW
-    n, h, w = group_of_four(g, PER_ROW, H, 1)
-    if OF_INPUTS:
-        x = inputs + place * input_plane
-        d_x = d_inputs + place * input_plane
-    else:
-        x = nodes + place * node_stride
-        d_x = d_nodes + place * node_stride
-    dy = d_nodes + column(rows, 0, OUTPUT) * node_stride
-    plane = tl.cast(batch, tl.int64) * (HO * WO * C)
-    r0 = tl.zeros((BP, BC), ACC)
-    r1 = tl.zeros((BP, BC), ACC)
-    r2 = tl.zeros((BP, BC), ACC)
-    r3 = tl.zeros((BP, BC), ACC)
-    t0 = tl.zeros((BP, BC), ACC)
-    t1 = tl.zeros((BP, BC), ACC)
-    t2 = tl.zeros((BP, BC), ACC)
-    t3 = tl.zeros((BP, BC), ACC)
-    for j in range(count):
-        code = column(rows, j, CODE)
-        if (column(rows, j, SOURCE) == state) & (code != NONE):
-            own = u + j * plane
-            if code >= SEP3:
-                taps = depthwise + tl.cast(column(rows, j, TAPS0), tl.int64) * C
-                a0, a1, a2, a3 = _separable_grad(
-                    own, taps, n, h, w, alive, c, code, HO, WO, C, S, BP, BC, ACC
-                )
-                r0 += a0
-                r1 += a1
-                r2 += a2
-                r3 += a3
-            else:
-                gate = tl.load(gates + column(rows, j, GATE)).to(ACC)
-                if DROP:
-                    if code == SKIP:
-                        gate = gate * tl.load(drop_scale + j).to(ACC)
-                for t in tl.static_range(4):
-                    inside = alive & (w + t < W)
-                    a = tl.zeros((BP, BC), ACC)
-                    b = tl.zeros((BP, BC), ACC)
-                    if code == SKIP:
-                        a = gate * load_pixel(dy, ROW_STRIDE, n, h, w + t, inside, c, HO, WO, C, ACC)
-                        if DROP:
-                            a = a * load_pixel(drop + j * plane, C, n, h, w + t, inside, c, HO, WO, C, ACC)
-                    elif code == MAX:
-                        a = _maximum(own, x, STRIDE, n, h, w + t, inside, c, H, W, HO, WO, C, S, BP, BC, ACC)
-                    elif (code == AVG) | (code == AVG_DIRECT):
-                        a = _average(own, n, h, w + t, inside, c, H, W, HO, WO, C, S, BP, BC, ACC)
-                    elif code == CONV1:
-                        b = load_pixel(own, C, n, h, w + t, inside, c, HO, WO, C, ACC)
-                    elif HAS_DENSE:
-                        weights = pointwise + tl.cast(column(rows, j, POINT0), tl.int64) * (C * C)
-                        if code == CONV3:
-                            weights = dense + tl.cast(column(rows, j, POINT0), tl.int64) * (9 * C * C)
-                        b = _dense_grad(own, weights, n, h, w + t, inside, c, code, HO, WO, C, BP, BC, BC, ACC, DOT)
-                    if t == 0:
-                        t0 += a
-                        r0 += b
-                    if t == 1:
-                        t1 += a
-                        r1 += b
-                    if t == 2:
-                        t2 += a
-                        r2 += b
-                    if t == 3:
-                        t3 += a
-                        r3 += b
-    _add(x, d_x, n, h, w, alive, c, t0, r0, H, W, STRIDE, C, ACC)
-    _add(x, d_x, n, h, w + 1, alive, c, t1, r1, H, W, STRIDE, C, ACC)
-    _add(x, d_x, n, h, w + 2, alive, c, t2, r2, H, W, STRIDE, C, ACC)
-    _add(x, d_x, n, h, w + 3, alive, c, t3, r3, H, W, STRIDE, C, ACC)
+def _passed(place, drop, factor, alive, c, C: tl.constexpr, HAS_DROP: tl.constexpr, ACC: tl.constexpr):
+    value = pixels_of(place, alive, c, C).to(ACC) * factor
+    if HAS_DROP:
+        value = value * pixels_of(drop, alive, c, C).to(ACC)
+    return value
 
 
 @triton.jit
-def _add(
-    x, d_x, n, h, w, alive, c, total, behind_relu, H, W, STRIDE: tl.constexpr, C: tl.constexpr, ACC: tl.constexpr
-):
-    """d_x += total + behind_relu where x is positive, one pixel each."""
-    inside = (alive & (w < W))[:, None] & (c < C)[None, :]
-    at = ((n * H + h) * W + w)[:, None] * STRIDE + c[None, :]
-    positive = tl.load(x + at, mask=inside, other=0.0) > 0
-    before = tl.load(d_x + at, mask=inside, other=0.0).to(ACC)
-    tl.store(d_x + at, (before + total + tl.where(positive, behind_relu, 0.0)).to(d_x.dtype.element_ty), mask=inside)
+def _skip_share(
+    a0, a1, a2, a3, d_nodes, rows, gates, drop, drop_scale, node_stride, j, n, h, w, alive, c,
+    C: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, ROW_STRIDE: tl.constexpr, HAS_DROP: tl.constexpr,
+    ACC: tl.constexpr,
+):  # fmt: skip
+    """A skip-connect's share: the gate's, the mask's and the node's gradient's product."""
+    pixel = (n * HO + h) * WO + w
+    factor = tl.load(gates + column(rows, j, GATE)).to(ACC)
+    if HAS_DROP:
+        factor = factor * tl.load(drop_scale + j).to(ACC)
+    dy = d_nodes + column(rows, j, OUTPUT) * node_stride + pixel[:, None] * ROW_STRIDE + c[None, :]
+    kept = drop + pixel[:, None] * C + c[None, :]
+    a0 += _passed(dy, kept, factor, alive, c, C, HAS_DROP, ACC)
+    a1 += _passed(dy + ROW_STRIDE, kept + C, factor, alive & (w + 1 < WO), c, C, HAS_DROP, ACC)
+    a2 += _passed(dy + 2 * ROW_STRIDE, kept + 2 * C, factor, alive & (w + 2 < WO), c, C, HAS_DROP, ACC)
+    a3 += _passed(dy + 3 * ROW_STRIDE, kept + 3 * C, factor, alive & (w + 3 < WO), c, C, HAS_DROP, ACC)
+    return a0, a1, a2, a3
+
+
+@triton.jit
+def _direct(
+    a0, a1, a2, a3, d_nodes, u, rows, gates, drop, drop_scale, num, plane, node_stride, state, x, stride,
+    x0, x1, x2, x3, n, h, w, alive, c, row_phase, column_phase,
+    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, S: tl.constexpr,
+    ROW_STRIDE: tl.constexpr, HAS_DROP: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Shares of the branches that read the state itself: pools and skip-connects."""
+    for j in tl.range(num, disable_licm=True):
+        code = tl.where(column(rows, j, SOURCE) == state, column(rows, j, CODE), NONE)
+        own = u + j * plane
+        if code == MAX:
+            a0, a1, a2, a3 = maximum_share(
+                a0, a1, a2, a3, own, x, stride, x0, x1, x2, x3, n, h, w, alive, c, row_phase, column_phase,
+                C, H, W, HO, WO, S, BP, BC, ACC,
+            )  # fmt: skip
+        elif (code == AVG) | (code == AVG_DIRECT):
+            a0, a1, a2, a3 = mean_share(
+                a0, a1, a2, a3, own, n, h, w, alive, c, row_phase, column_phase, C, H, W, HO, WO, S, ACC
+            )
+        elif (code == SKIP) if S == 1 else False:
+            a0, a1, a2, a3 = _skip_share(
+                a0, a1, a2, a3, d_nodes, rows, gates, drop + j * plane, drop_scale, node_stride, j, n, h, w, alive, c,
+                C, HO, WO, ROW_STRIDE, HAS_DROP, ACC,
+            )  # fmt: skip
+    return a0, a1, a2, a3
+
+
+@triton.jit
+def _add_to(place, value, alive, c, C: tl.constexpr):
+    inside = alive[:, None] & (c < C)[None, :]
+    total = tl.load(place, mask=inside, other=0.0).to(value.dtype) + value
+    tl.store(place, total.to(place.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _state(
+    d_nodes, u, rows, gates, depthwise, pointwise, dense, drop, drop_scale, x, d_x, stride, num, plane, node_stride,
+    state, phase, n, h, w, alive, c,
+    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, S: tl.constexpr,
+    ROW_STRIDE: tl.constexpr, HAS_TAPS: tl.constexpr, HAS_DENSE: tl.constexpr, HAS_DROP: tl.constexpr,
+    BP: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    """Four pixels in a row (of one phase) of a state whose edges have stride S; h and w count outputs."""
+    row_phase = phase // S
+    column_phase = phase % S
+    a0, a1, a2, a3 = _through_relu(
+        u, rows, depthwise, pointwise, dense, num, plane, state, n, h, w, alive, c, row_phase, column_phase,
+        C, HO, WO, S, HAS_TAPS, HAS_DENSE, BP, BC, ACC, DOT,
+    )  # fmt: skip
+    own = ((n * H + h * S + row_phase) * W + w * S + column_phase)[:, None] * stride + c[None, :]
+    alive1, alive2, alive3 = alive & (w + 1 < WO), alive & (w + 2 < WO), alive & (w + 3 < WO)
+    x0 = pixels_of(x + own, alive, c, C).to(ACC)
+    x1 = pixels_of(x + own + S * stride, alive1, c, C).to(ACC)
+    x2 = pixels_of(x + own + 2 * S * stride, alive2, c, C).to(ACC)
+    x3 = pixels_of(x + own + 3 * S * stride, alive3, c, C).to(ACC)
+    a0 = tl.where(x0 > 0, a0, 0.0)
+    a1 = tl.where(x1 > 0, a1, 0.0)
+    a2 = tl.where(x2 > 0, a2, 0.0)
+    a3 = tl.where(x3 > 0, a3, 0.0)
+    a0, a1, a2, a3 = _direct(
+        a0, a1, a2, a3, d_nodes, u, rows, gates, drop, drop_scale, num, plane, node_stride, state, x, stride,
+        x0, x1, x2, x3, n, h, w, alive, c, row_phase, column_phase,
+        C, H, W, HO, WO, S, ROW_STRIDE, HAS_DROP, BP, BC, ACC,
+    )  # fmt: skip
+    _add_to(d_x + own, a0, alive, c, C)
+    _add_to(d_x + own + S * stride, a1, alive1, c, C)
+    _add_to(d_x + own + 2 * S * stride, a2, alive2, c, C)
+    _add_to(d_x + own + 3 * S * stride, a3, alive3, c, C)
+
+
+@triton.jit
+def gather_kernel(
+    d_nodes, u, inputs, nodes, rows, gates, depthwise, pointwise, dense, drop, drop_scale, d_inputs, num, batch,
+    input_plane, node_stride,
+    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, I: tl.constexpr,
+    S: tl.constexpr, ROW_STRIDE: tl.constexpr, INPUT_PLANES: tl.constexpr, HAS_TAPS: tl.constexpr,
+    HAS_DENSE: tl.constexpr, HAS_DROP: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr,
+    DOT: tl.constexpr,
+):  # fmt: skip
+    """Grid: tiles of groups of four pixels x phases of the inputs, then nodes x blocks of channels.
+
+    H, W, S: of the states of this launch; S = 2 only for launches without nodes.
+    """
+    PER_ROW: tl.constexpr = (WO + 3) // 4
+    number = tl.program_id(1)
+    is_input = number < INPUT_PLANES
+    state = tl.where(is_input, number // (S * S), number - INPUT_PLANES + I)
+    readers = 0
+    for j in range(num):
+        readers += ((column(rows, j, SOURCE) == state) & (column(rows, j, CODE) != NONE)).to(tl.int32)
+    if readers == 0:
+        return
+    g = tl.program_id(0) * BP + tl.arange(0, BP)
+    c = tl.program_id(2) * BC + tl.arange(0, BC)
+    alive = g < batch * HO * PER_ROW
+    n, h, w = group_of_four(g, PER_ROW, HO, 1)
+    plane = tl.cast(batch, tl.int64) * (HO * WO * C)
+    if is_input:
+        x = inputs + state * tl.cast(input_plane, tl.int64)
+        d_x = d_inputs + state * tl.cast(input_plane, tl.int64)
+        stride = tl.full((), C, tl.int32)
+    else:
+        x = nodes + (state - I) * tl.cast(node_stride, tl.int64)
+        d_x = d_nodes + (state - I) * tl.cast(node_stride, tl.int64)
+        stride = tl.full((), ROW_STRIDE, tl.int32)
+    if C % 16 == 0:
+        x, d_x, stride = tl.multiple_of(x, 16), tl.multiple_of(d_x, 16), tl.multiple_of(stride, 16)
+    if S == 2:
+        _state(
+            d_nodes, u, rows, gates, depthwise, pointwise, dense, drop, drop_scale, x, d_x, C, num, plane,
+            node_stride, state, number % 4, n, h, w, alive, c,
+            C, H, W, HO, WO, 2, ROW_STRIDE, HAS_TAPS, HAS_DENSE, HAS_DROP, BP, BC, ACC, DOT,
+        )  # fmt: skip
+    else:
+        _state(
+            d_nodes, u, rows, gates, depthwise, pointwise, dense, drop, drop_scale, x, d_x, stride, num, plane,
+            node_stride, state, 0, n, h, w, alive, c,
+            C, H, W, HO, WO, 1, ROW_STRIDE, HAS_TAPS, HAS_DENSE, HAS_DROP, BP, BC, ACC, DOT,
+        )  # fmt: skip
+
+
+def _check_drop(drop_JBHWC: Tensor | None, drop_scale_J: Tensor | None, u_JBHWC: Tensor) -> None:
+    if (drop_JBHWC is None) != (drop_scale_J is None):
+        raise KernelError("drop_scale_J", got="one of mask and scale", allowed="both or neither")
+    if drop_JBHWC is None or drop_scale_J is None:
+        return
+    if drop_JBHWC.shape != u_JBHWC.shape or not drop_JBHWC.is_contiguous() or drop_JBHWC.element_size() != 1:
+        got = f"{drop_JBHWC.dtype} {tuple(drop_JBHWC.shape)}"
+        raise KernelError("drop_JBHWC", got=got, allowed=f"contiguous uint8 {tuple(u_JBHWC.shape)}")
+    if drop_scale_J.shape != u_JBHWC.shape[:1] or not drop_scale_J.is_contiguous():
+        raise KernelError("drop_scale_J", got=tuple(drop_scale_J.shape), allowed=f"contiguous {u_JBHWC.shape[0]}")
 
 
 def gather_backward(
@@ -293,33 +258,40 @@ def gather_backward(
     depthwise_TC: Tensor, pointwise_SCC: Tensor, dense_D9CC: Tensor, drop_JBHWC: Tensor | None,
     drop_scale_J: Tensor | None, d_inputs_IBHWC: Tensor | None, geometry: Geometry,
 ) -> None:  # fmt: skip
-    """See the twin `reference.stage_backward.gather_backward`.
+    """Add every branch's gradient to its source's; see the twin `reference.stage_backward.gather_backward`.
 
     Raises:
         KernelError: for a tensor of a wrong dtype, device, shape or layout.
     """
     check_maps(inputs_IBHWC, nodes, geometry)
-    check_rows(branches_J8, inputs_IBHWC)
     check_nodes("d_nodes", d_nodes, inputs_IBHWC, geometry)
+    check_rows(branches_J8, inputs_IBHWC)
     check_branch_maps("u_JBHWC", u_JBHWC, branches_J8, inputs_IBHWC, geometry)
-    check_weights(depthwise_TC, pointwise_SCC, dense_D9CC, inputs_IBHWC)
     check_gates(gates_EO, inputs_IBHWC)
-    b = blocks("gather", inputs_IBHWC, geometry)
-    g, c = geometry, geometry.channels
-    dropped = drop_JBHWC is not None
-    kinds = [(False, g.nodes - 1, g.out_height, g.out_width, 1)]
+    check_weights(depthwise_TC, pointwise_SCC, dense_D9CC, inputs_IBHWC)
+    _check_drop(drop_JBHWC, drop_scale_J, u_JBHWC)
     if d_inputs_IBHWC is not None:
-        kinds.append((True, g.inputs, g.height, g.width, g.stride))
-    for of_inputs, states, height, width, stride in kinds:
-        if states == 0:
+        check_like("d_inputs_IBHWC", d_inputs_IBHWC, inputs_IBHWC)
+        if d_inputs_IBHWC.shape != inputs_IBHWC.shape or not d_inputs_IBHWC.is_contiguous():
+            got = f"shape {tuple(d_inputs_IBHWC.shape)}, strides {d_inputs_IBHWC.stride()}"
+            raise KernelError("d_inputs_IBHWC", got=got, allowed=f"contiguous {tuple(inputs_IBHWC.shape)}")
+    b, g = blocks("gather", inputs_IBHWC, geometry), geometry
+    tiles = triton.cdiv(g.batch * g.out_height * triton.cdiv(g.out_width, 4), b.pixels)
+    # (phases of inputs, nodes, size and stride of the states) of each launch: states of two strides take two.
+    inputs, nodes_here = 0 if d_inputs_IBHWC is None else g.inputs, (g.out_height, g.out_width, 1)
+    if g.stride == 1:
+        launches = [(inputs, g.nodes - 1, nodes_here)]
+    else:
+        launches = [(0, g.nodes - 1, nodes_here), (inputs * g.stride**2, 0, (g.height, g.width, g.stride))]
+    for phases, states, (height, width, stride) in launches:
+        if phases + states == 0:
             continue
-        tiles = triton.cdiv(g.batch * height * triton.cdiv(width, 4), b.pixels)
-        gather_kernel[(tiles, states, triton.cdiv(c, b.channels))](
+        gather_kernel[(tiles, phases + states, triton.cdiv(g.channels, b.channels))](
             d_nodes, u_JBHWC, inputs_IBHWC, nodes, branches_J8, gates_EO, depthwise_TC, pointwise_SCC, dense_D9CC,
-            drop_JBHWC if dropped else branches_J8, drop_scale_J if dropped else gates_EO,
-            d_nodes if d_inputs_IBHWC is None else d_inputs_IBHWC, g.batch, branches_J8.shape[0],
-            inputs_IBHWC.stride(0), g.node_stride, C=c, H=height, W=width, HO=g.out_height, WO=g.out_width,
-            I=g.inputs, S=stride, ROW_STRIDE=g.row_stride, OF_INPUTS=of_inputs,
-            HAS_DENSE=stride == 2 or dense_D9CC.shape[0] > 0, DROP=dropped, BP=b.pixels, BC=b.channels, ACC=b.acc,
-            DOT=b.dot, num_warps=b.num_warps,
+            u_JBHWC if drop_JBHWC is None else drop_JBHWC, gates_EO if drop_scale_J is None else drop_scale_J,
+            inputs_IBHWC if d_inputs_IBHWC is None else d_inputs_IBHWC, branches_J8.shape[0], g.batch,
+            inputs_IBHWC.stride(0), g.node_stride, C=g.channels, H=height, W=width, HO=g.out_height, WO=g.out_width,
+            I=g.inputs, S=stride, ROW_STRIDE=g.row_stride, INPUT_PLANES=phases, HAS_TAPS=depthwise_TC.shape[0] > 0,
+            HAS_DENSE=dense_D9CC.shape[0] > 0, HAS_DROP=drop_JBHWC is not None, BP=b.pixels, BC=b.channels, ACC=b.acc,
+            DOT=b.dot, num_warps=b.num_warps, **all_registers(),
         )  # fmt: skip

@@ -16,6 +16,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime import driver
 
 from .branches import Geometry
 
@@ -101,3 +102,13 @@ def blocks_of(kernel: str, dtype: torch.dtype, channels: int, interpreted: bool 
         min(rule.outputs, max(16, triton.next_power_of_2(channels))), rule.num_warps, rule.repeat, acc, dot,
         torch.float64 if double else torch.float32,
     )  # fmt: skip
+
+
+def all_registers() -> dict[str, int]:
+    """Launch option for kernels that NVIDIA's compiler would spill to fit one more program on a multiprocessor.
+
+    Other compilers do not know it, and the interpreter has no compiler.
+    """
+    if triton.knobs.runtime.interpret:
+        return {}
+    return {"maxnreg": 255} if driver.active.get_current_target().backend == "cuda" else {}

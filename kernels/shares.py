@@ -55,6 +55,16 @@ def _met_taps(phase, K: tl.constexpr, D: tl.constexpr, S: tl.constexpr):
 
 
 @triton.jit
+def _tap_weight(
+    weights, tap, q: tl.constexpr, step_q, count_q, c, inside_c, C: tl.constexpr, S: tl.constexpr, ACC: tl.constexpr
+):
+    """[1, BC] weight of the q-th met tap of a row of taps; 0 where a phase has no such tap."""
+    if S == 2:
+        inside_c = inside_c & (q < count_q)
+    return tl.load(weights + (tap + q * step_q) * C + c, mask=inside_c, other=0.0).to(ACC)[None, :]
+
+
+@triton.jit
 def taps_share(
     a0, a1, a2, a3, u, weights, n, h, w, alive, c, row_phase, column_phase,
     C: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, K: tl.constexpr, D: tl.constexpr, S: tl.constexpr,
@@ -76,14 +86,12 @@ def taps_share(
             inside = (inside_row & (x >= 0) & (x < WO))[:, None] & inside_c[None, :]
             value = tl.load(u + (row + x)[:, None] * C + c[None, :], mask=inside, other=0.0).to(ACC)
             for k in tl.static_range(4):
-                BACK: tl.constexpr = k + SPACING * (MOST - 1) - s
-                if (BACK >= 0) & (BACK % SPACING == 0) & (BACK // SPACING < MOST):
-                    q: tl.constexpr = BACK // SPACING
-                    known = inside_c
-                    if S == 2:
-                        known = inside_c & (q < count_q)
-                    weight = tl.load(weights + (tap + q * step_q) * C + c, mask=known, other=0.0).to(ACC)
-                    a0, a1, a2, a3 = _add(value * weight[None, :], k, a0, a1, a2, a3)
+                # Tap number q of the axis lies here for pixel k where s = k + SPACING * (MOST - 1 - q).
+                if (s <= k + SPACING * (MOST - 1)) & (s >= k) & ((s - k) % SPACING == 0):
+                    weight = _tap_weight(
+                        weights, tap, MOST - 1 - (s - k) // SPACING, step_q, count_q, c, inside_c, C, S, ACC
+                    )
+                    a0, a1, a2, a3 = _add(value * weight, k, a0, a1, a2, a3)
     return a0, a1, a2, a3
 
 
@@ -100,8 +108,8 @@ def mean_share(
     ACC: tl.constexpr,
 ):  # fmt: skip
     """An average pool's share: each output's gradient goes to the pixels under it in equal parts."""
-    first, step, count, shift = _met_taps(row_phase, 3, 1, S)
-    first_q, step_q, count_q, shift_q = _met_taps(column_phase, 3, 1, S)
+    _, _, count, shift = _met_taps(row_phase, 3, 1, S)
+    _, _, count_q, shift_q = _met_taps(column_phase, 3, 1, S)
     MOST: tl.constexpr = 3 if S == 1 else 2
     for t in range(count):
         y = h + shift - t
@@ -113,10 +121,10 @@ def mean_share(
             pixels = tl.maximum(_inside_count(y * S, H) * _inside_count(x * S, W), 1)
             value = value / pixels.to(ACC)[:, None]
             for k in tl.static_range(4):
-                q: tl.constexpr = k + MOST - 1 - s
-                if (q >= 0) & (q < MOST):
+                if (s >= k) & (s < k + MOST):
                     if S == 2:
-                        a0, a1, a2, a3 = _add(tl.where(q < count_q, value, 0.0), k, a0, a1, a2, a3)
+                        met = k + MOST - 1 - s < count_q
+                        a0, a1, a2, a3 = _add(tl.where(met, value, 0.0), k, a0, a1, a2, a3)
                     else:
                         a0, a1, a2, a3 = _add(value, k, a0, a1, a2, a3)
     return a0, a1, a2, a3
@@ -127,6 +135,14 @@ def _not_beaten(x, value, outside, place):
     """Bit `place` of a 5 x 5 neighbourhood: x would win a window that contains that pixel, ties to the first."""
     lower = tl.where(place < 12, value < x, value <= x)
     return (lower | outside).to(tl.int32) << place
+
+
+@triton.jit
+def _wins(bits, up, q: tl.constexpr, step_q, count_q):
+    """Whether a pixel is the first maximum of the q-th window of a row of windows."""
+    # A phase with one window only has no second one: there the shift would be negative.
+    window = WINDOW << tl.maximum(up - q * step_q, 0)
+    return ((bits & window) == window) & (q < count_q)
 
 
 @triton.jit
@@ -141,7 +157,7 @@ def maximum_share(
     b2 = tl.zeros((BP, BC), tl.int32)
     b3 = tl.zeros((BP, BC), tl.int32)
     inside_c = (c < C)[None, :]
-    for r in range(5):
+    for r in tl.range(5, disable_licm=True):
         y = h * S + row_phase + r - 2
         inside_row = alive & (y >= 0) & (y < H)
         for s in tl.static_range(5 + 3 * S):
@@ -171,8 +187,7 @@ def maximum_share(
             inside = (inside_row & (at >= 0) & (at < WO))[:, None] & inside_c
             value = tl.load(u + (row + at)[:, None] * C + c[None, :], mask=inside, other=0.0).to(ACC)
             for k in tl.static_range(4):
-                q: tl.constexpr = k + MOST - 1 - s
-                if (q >= 0) & (q < MOST):
+                if (s >= k) & (s < k + MOST):
                     bits = b0
                     if k == 1:
                         bits = b1
@@ -180,9 +195,7 @@ def maximum_share(
                         bits = b2
                     if k == 3:
                         bits = b3
-                    # A phase with one tap only has no second window; `up` - 1 * step_q could fall below 0 there.
-                    window = WINDOW << tl.maximum(up - q * step_q, 0)
-                    won = ((bits & window) == window) & (q < count_q)
+                    won = _wins(bits, up, k + MOST - 1 - s, step_q, count_q)
                     a0, a1, a2, a3 = _add(tl.where(won, value, 0.0), k, a0, a1, a2, a3)
     return a0, a1, a2, a3
 
@@ -193,7 +206,7 @@ def dense_share(
     C: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, BK: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """A dense 3x3 convolution's share; weights: [9, in, out]."""
-    for tap in range(9):
+    for tap in tl.range(9, disable_licm=True):
         y = h + 1 - tap // 3
         x = w + 1 - tap % 3
         inside_row = alive & (y >= 0) & (y < HO)
@@ -216,7 +229,7 @@ def reduction_share(
 ):  # fmt: skip
     """FactorizedReduce's share: the first half of its outputs reads the even pixels, the second the odd ones."""
     HALF: tl.constexpr = C // 2
-    for block in range(0, HALF, BK):
+    for block in tl.range(0, HALF, BK, disable_licm=True):
         k = block + tl.arange(0, BK)
         co = tl.where(k < HALF, phase * HALF + k, C)
         there = (co < C)[:, None] & (c < C)[None, :]
