@@ -25,6 +25,7 @@ bench: $(VENV)/.installed
 	$(VENV)/bin/python -m msgdas.bench.memory
 	$(VENV)/bin/python -m msgdas.bench.memory --imagenet
 	$(VENV)/bin/python -m msgdas.bench.speed
+	$(VENV)/bin/python -m msgdas.bench.native
 
 $(VENV)/bin/pip:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "msgdas needs Python 3.11 or newer; this is " + sys.version)'

@@ -1,0 +1,169 @@
+"""`python -m msgdas.bench.native`: time of each C++ kernel of the CPU against plain PyTorch for the same job.
+
+The two take turns in one process; medians are compared. The weight gradient of a depthwise convolution is held
+against torch's own `convolution_backward`, the others against what the engine runs where the kernels are not built.
+A kernel whose result differs gets no figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..engine.environment import environment
+from ..kernels import native
+from ..kernels.primitives import Native, Reference
+
+TOLERANCE = 1e-4
+GATE = 0.5
+KERNELS = (Reference(), Native())
+Run = Callable[[], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One job.
+
+    Attributes:
+        name: of the kernel and its shape.
+        plain, ours: do the job and return what to compare.
+    """
+
+    name: str
+    plain: Run
+    ours: Run
+
+
+def cases(channels: int, side: int, batch: int) -> Iterator[Case]:
+    """Jobs on maps of [batch, side, side, channels], channels last; nodes are slices of a buffer of four."""
+    generator = torch.Generator().manual_seed(0)
+
+    def maps(width: int, stride: int = 1) -> Tensor:
+        return torch.randn(batch, side // stride, side // stride, width, generator=generator)
+
+    yield from _depthwise(maps, channels)
+    x, dy = maps(4 * channels)[..., channels : 2 * channels], maps(4 * channels)[..., :channels]
+    node, z, a = maps(4 * channels), maps(channels), maps(channels)
+    stats, relu = KERNELS[1].stats(z), x.relu()
+    active = KERNELS[1].norm_relu(z, stats)
+
+    def accumulate(k: Reference, node: Tensor) -> Tensor:
+        out = node[..., channels : 2 * channels]
+        _, constant = k.accumulate_(out, z, GATE)
+        return out if constant is None else out.sub_(constant)
+
+    yield _case("BatchNorm statistics", lambda k: k.stats(z)[1])
+    yield _case("BatchNorm, gate, added to a node", accumulate, node)
+    yield _case(
+        "backward of these, gate's gradient", lambda k, z: k.norm_backward(dy, z, stats, k.node_sum(dy), GATE)[0], z
+    )
+    yield _case("BatchNorm and ReLU", lambda k: k.norm_relu(z, stats))
+    yield _case("backward of these", lambda k, d, z: k.inner_backward_(d, active, z, stats), a, z)
+    yield _case("BatchNorm backward from its output", lambda k, d: k.xhat_backward_(d, z, stats[1]), a)
+    yield _case("ReLU backward, added", lambda k, d, da: k.add_relu_grad(d, da, x, relu), z, a)
+    for stride in (1, 2):
+        yield from _pools(x, maps(channels, stride), z, stride)
+
+
+def _case(name: str, job: Callable[..., Tensor], *written: Tensor) -> Case:
+    """A job for either of KERNELS; what it writes to, it has copies of, made once: an allocation can cost more."""
+
+    def bound(k: Reference) -> Run:
+        own = [tensor.clone() for tensor in written]
+        return lambda: job(k, *own)
+
+    return Case(name, bound(KERNELS[0]), bound(KERNELS[1]))
+
+
+def _depthwise(maps: Callable[..., Tensor], channels: int) -> Iterator[Case]:
+    x = maps(channels)
+    for side, dilation in ((3, 1), (5, 1), (3, 2), (5, 2)):
+        for stride in (1, 2):
+            g, w = maps(channels, stride), torch.zeros(channels, 1, side, side)
+            padding = dilation * (side // 2)
+
+            def plain(
+                g: Tensor = g, w: Tensor = w, stride: int = stride, padding: int = padding, dilation: int = dilation
+            ) -> Tensor:
+                return torch.ops.aten.convolution_backward(
+                    g.permute(0, 3, 1, 2), x.permute(0, 3, 1, 2), w, None, [stride] * 2, [padding] * 2,
+                    [dilation] * 2, False, [0, 0], channels, [False, True, False],
+                )[1]  # fmt: skip
+
+            def ours(g: Tensor = g, side: int = side, dilation: int = dilation, stride: int = stride) -> Tensor:
+                return native.depthwise_weight_grad(g, x, side, dilation, stride)
+
+            yield Case(f"depthwise {side}x{side} dilation {dilation} stride {stride}, weight gradient", plain, ours)
+
+
+def _pools(x: Tensor, g: Tensor, d: Tensor, stride: int) -> Iterator[Case]:
+    yield _case(f"max pool stride {stride}", lambda k: k.max_pool(x, stride))
+    yield _case(f"max pool stride {stride}, backward, added", lambda k, d: k.add_max_pool_grad(d, g, x, stride), d)
+    yield _case(f"average pool stride {stride}", lambda k: k.avg_pool(x, stride))
+    yield _case(f"average pool stride {stride}, backward, added", lambda k, d: k.add_avg_pool_grad(d, g, x, stride), d)
+
+
+def error(case: Case) -> float:
+    """Relative difference of the two results, as a norm; before any timing, since jobs write over their maps."""
+    plain = case.plain().clone()
+    return ((case.ours() - plain).norm() / plain.norm().clamp_min(1e-12)).item()
+
+
+def times_ms(case: Case, rounds: int) -> tuple[list[float], list[float]]:
+    """Milliseconds of single calls, (plain, ours), in turn after a warm-up."""
+    found: tuple[list[float], list[float]] = ([], [])
+    for number in range(rounds + 1):
+        for run, values in zip((case.plain, case.ours), found, strict=True):
+            begin = time.perf_counter()
+            run()
+            if number:
+                values.append(1e3 * (time.perf_counter() - begin))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m msgdas.bench.native", description=__doc__)
+    parser.add_argument("--channels", type=int, nargs="+", default=(16, 64))
+    parser.add_argument("--side", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=51, help="calls of each")
+    parser.add_argument("--set", choices=native.SETS, help="use at most this instruction set")
+    parser.add_argument("--json", action="store_true", help="one JSON object per line")
+    arguments = parser.parse_args()
+    reason = native.why_not()
+    if reason is not None:
+        raise SystemExit(f"no figures: {reason}")
+    torch.set_num_threads(arguments.threads)
+    if arguments.set is not None:
+        native.limit_instruction_set(native.SETS.index(arguments.set))
+    size = {"side": arguments.side, "batch": arguments.batch, "threads": arguments.threads}
+    machine = environment() if arguments.json else {}
+    for channels in arguments.channels:
+        if not arguments.json:
+            print(f"C={channels}, {size['side']} px, batch {size['batch']}, {size['threads']} thread(s), fp32, "
+                  f"{native.instruction_set()}")  # fmt: skip
+            print(f"{'kernel':52} {'PyTorch ms':>10} {'C++ ms':>8} {'faster':>8}")
+        for case in cases(channels, arguments.side, arguments.batch):
+            difference = error(case)
+            if difference > TOLERANCE:
+                raise SystemExit(f"{case.name}: differs by {difference:.1e} (allowed {TOLERANCE})")
+            plain, ours = times_ms(case, arguments.rounds)
+            ratio = statistics.median(plain) / statistics.median(ours)
+            if arguments.json:
+                row = {"row": case.name, "channels": channels, **size, "plain_ms": plain, "native_ms": ours}
+                print(json.dumps({**row, "faster": ratio, "set": native.instruction_set(), "environment": machine}))
+            else:
+                medians = f"{statistics.median(plain):10.3f} {statistics.median(ours):8.3f}"
+                print(f"{case.name:52} {medians} {ratio:7.1f}x")
+
+
+if __name__ == "__main__":
+    main()
