@@ -17,7 +17,6 @@ from ..engine.steps import Feed, Learner, Moment
 from ..engine.supernet import SuperNet
 
 
-
 @dataclass(slots=True)
 class Step:
     """A search that takes the same kind of step again and again, each with a new draw.

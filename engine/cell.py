@@ -207,7 +207,9 @@ class _Backward:
         sum_dy_C = self.call.kernels.node_sum(dy)
         while numbers:
             edge = self.call.branches[numbers[0]].edge
-            source = Source(self.call.kernels, self.states[edge.source], grads[edge.source], self._need_state(edge.source))
+            source = Source(
+                self.call.kernels, self.states[edge.source], grads[edge.source], self._need_state(edge.source)
+            )
             while numbers and self.call.branches[numbers[0]].edge is edge:
                 number = numbers.pop(0)
                 self._branch(number, source, dy, sum_dy_C)

@@ -159,7 +159,7 @@ class _Launches:
     ) -> None:  # fmt: skip
         self.call, self.geometry = call, geometry
         self.inputs, self.nodes, self.branches, self.gates_EO = inputs, nodes, branches, gates_EO
-        self.arenas = weights[:3]
+        self.arenas = (weights[0], weights[1], weights[2])
 
     def _stage(
         self, rows: Tensor, z1: Tensor | None, stats1: Tensor | None, stats: Tensor | None, *, last: bool

@@ -35,7 +35,9 @@ class SampledSGD:
         """The total 2-norm [] of the gradients, which are scaled in place to at most `max_norm`."""
         grads = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads, foreach=True)
-        torch.nn.utils.clip_grads_with_norm_([p for p in self.parameters if p.grad is not None], max_norm, norm, foreach=True)
+        torch.nn.utils.clip_grads_with_norm_(
+            [p for p in self.parameters if p.grad is not None], max_norm, norm, foreach=True
+        )
         return norm
 
     @torch.no_grad()

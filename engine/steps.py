@@ -272,7 +272,7 @@ class Learner:
         grads = [alpha.grad for alpha in self._alphas if alpha.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads) if grads else loss.new_zeros(())
         ok = torch.isfinite(loss) & torch.isfinite(norm)
-        self.alpha_optimizer.found_inf = (~ok).float()
+        self.alpha_optimizer.found_inf = (~ok).float()  # type: ignore[attr-defined]
         before = {kind: alpha.detach().clone() for kind, alpha in self.sampler.alpha.items()}
         self.alpha_optimizer.step()
         if self.config.gate == "restricted":

@@ -206,7 +206,9 @@ class SuperNet(nn.Module):
 
     def _branch_rows(self, paths: Paths) -> dict[str, Tensor]:
         """The kernels' branch table of a sample by cell type."""
-        return {kind: branches_of(getattr(self, f"branch_table_{kind}"), path.indices_EK) for kind, path in paths.items()}
+        return {
+            kind: branches_of(getattr(self, f"branch_table_{kind}"), path.indices_EK) for kind, path in paths.items()
+        }
 
     def _fused_cell(
         self, number: int, cell: int, layer: CellLayer, inputs: Sequence[Tensor], path: CellPaths, rows: Tensor,

@@ -174,7 +174,9 @@ class CellWeights(nn.Module):
     def masks(self, indices_EK: Tensor, num_operations: int) -> list[Tensor]:
         """For each arena 1 on the rows and slots of the given operations, 0 elsewhere; broadcasts over the arena."""
         one = self.depthwise_TC.new_ones(())
-        used_EO = one.new_zeros(len(indices_EK), num_operations).scatter(1, indices_EK.long(), one.expand(indices_EK.shape))
+        used_EO = one.new_zeros(len(indices_EK), num_operations).scatter(
+            1, indices_EK.long(), one.expand(indices_EK.shape)
+        )
         arenas = self.arenas()
         masks = []
         for number, arena in enumerate(arenas):

@@ -54,9 +54,7 @@ class Cell:
         inputs, nodes = (1, 3) if self.planes else (2, 4)
         plane = self.batch * out * out * self.channels
         strides = (plane, self.channels) if self.planes else (self.channels, nodes * self.channels)
-        return Geometry(
-            self.batch, self.side, self.side, self.channels, out, out, inputs, nodes, self.stride, *strides
-        )
+        return Geometry(self.batch, self.side, self.side, self.channels, out, out, inputs, nodes, self.stride, *strides)
 
 
 def _cells() -> dict[str, Cell]:
@@ -102,9 +100,7 @@ class Tensors:
         g = self.cell.geometry
         shape = (g.batch, g.out_height, g.out_width)
         return (
-            self.random(g.nodes, *shape, g.channels)
-            if self.cell.planes
-            else self.random(*shape, g.nodes * g.channels)
+            self.random(g.nodes, *shape, g.channels) if self.cell.planes else self.random(*shape, g.nodes * g.channels)
         )
 
     def rows(self) -> Tensor:

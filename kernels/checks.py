@@ -73,7 +73,9 @@ def check_weights(depthwise_TC: Tensor, pointwise_SCC: Tensor, dense_D9CC: Tenso
         if tuple(tensor.shape[1:]) != shape or not tensor.is_contiguous():
             raise KernelError(name, got=f"shape {tuple(tensor.shape)}", allowed=f"contiguous [slots, {shape}]")
         if tensor.dtype != wide(like.dtype) or tensor.device != like.device:
-            raise KernelError(name, got=f"{tensor.dtype} on {tensor.device}", allowed=f"{wide(like.dtype)} on {like.device}")
+            raise KernelError(
+                name, got=f"{tensor.dtype} on {tensor.device}", allowed=f"{wide(like.dtype)} on {like.device}"
+            )
 
 
 def check_branch_maps(name: str, maps_JBHWC: Tensor, branches_J8: Tensor, like: Tensor, geometry: Geometry) -> None:

@@ -306,9 +306,7 @@ def _first_stage(
             C, 5, 2, 2, 1, False, BP, BC, BN, ACC, DOT,
         )  # fmt: skip
     elif (code == MAX) | (code == AVG) | (code == AVG_DIRECT):
-        z0, z1, z2, z3 = _pool(
-            x, stride, n, ho * S - 1, wo * S - 1, alive, H, W, co, code, C, S, BP, BN, ACC
-        )
+        z0, z1, z2, z3 = _pool(x, stride, n, ho * S - 1, wo * S - 1, alive, H, W, co, code, C, S, BP, BN, ACC)
     return z0, z1, z2, z3
 
 

@@ -244,19 +244,11 @@ def _codes(relaxation: str, mode: str, assign: str) -> dict[str, Any]:
 def _check(alpha_EO: Tensor, clock: Tensor, tau: Tensor, k: int, stream: int) -> None:
     if alpha_EO.dtype not in (torch.float32, torch.float64):
         raise KernelError("alpha_EO", got=alpha_EO.dtype, allowed="float32 or float64")
-    if (
-        alpha_EO.dim() != 2
-        or not alpha_EO.is_contiguous()
-        or not 0 < alpha_EO.numel() <= 1 << twin.STREAM_BITS
-    ):
+    if alpha_EO.dim() != 2 or not alpha_EO.is_contiguous() or not 0 < alpha_EO.numel() <= 1 << twin.STREAM_BITS:
         got = f"shape {tuple(alpha_EO.shape)}, strides {alpha_EO.stride()}"
-        raise KernelError(
-            "alpha_EO", got=got, allowed=f"contiguous [E, O] of at most {1 << twin.STREAM_BITS} numbers"
-        )
+        raise KernelError("alpha_EO", got=got, allowed=f"contiguous [E, O] of at most {1 << twin.STREAM_BITS} numbers")
     if clock.dtype != torch.int64 or clock.shape != (2,) or not clock.is_contiguous():
-        raise KernelError(
-            "clock", got=f"{clock.dtype} {list(clock.shape)}", allowed="int64 [2], (seed, draw)"
-        )
+        raise KernelError("clock", got=f"{clock.dtype} {list(clock.shape)}", allowed="int64 [2], (seed, draw)")
     if not tau.is_floating_point() or tau.dim():
         raise KernelError("tau", got=f"{tau.dtype} {list(tau.shape)}", allowed="a floating-point number []")
     for name, tensor in (("clock", clock), ("tau", tau)):

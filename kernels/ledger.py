@@ -128,9 +128,7 @@ class Ledger:
     def begin(self, kernel: str, arguments: list[Any]) -> None:
         self._name = kernel
         self.kernels.setdefault(kernel, Traffic()).launches += 1
-        spans = sorted(
-            _span(argument) for argument in arguments if isinstance(argument, Tensor) and argument.numel()
-        )
+        spans = sorted(_span(argument) for argument in arguments if isinstance(argument, Tensor) and argument.numel())
         merged: list[tuple[int, int]] = []
         for start, end in spans:
             if merged and start < merged[-1][1]:
@@ -169,9 +167,7 @@ class Ledger:
         self._close_program()
         traffic = self.kernels[self._name]
         least = self._loads.different_bytes() + self._stores.different_bytes()
-        own = sum(
-            size * len(found) for side in (self._loads, self._stores) for _, size, found in side.programs
-        )
+        own = sum(size * len(found) for side in (self._loads, self._stores) for _, size, found in side.programs)
         traffic.least += least
         traffic.shared += own - least
         traffic.again = traffic.moved - traffic.least - traffic.shared
@@ -192,9 +188,7 @@ class Ledger:
         inside[inside] = addresses[inside] + np.uint64(size_bytes) <= self._ends[place[inside] - 1]
         if not inside.all():
             lanes = f"{int((~inside).sum())} of {addresses.size} lanes"
-            raise AccessError(
-                f"{self._name}: {kind} outside the launch's tensors, {lanes}, in program {program}"
-            )
+            raise AccessError(f"{self._name}: {kind} outside the launch's tensors, {lanes}, in program {program}")
 
     def _check_races(self) -> None:
         if not self._stores.programs:
@@ -210,9 +204,7 @@ class Ledger:
             place = np.minimum(np.searchsorted(written, addresses), len(written) - 1)
             foreign = int(((written[place] == addresses) & (owners[place] != number)).sum())
             if foreign:
-                raise AccessError(
-                    f"{self._name}: {foreign} elements are read by a program while another writes them"
-                )
+                raise AccessError(f"{self._name}: {foreign} elements are read by a program while another writes them")
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:
@@ -264,9 +256,7 @@ def _print_table(name: str, kernels: dict[str, Traffic]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Count, print, compare with the bounds."""
-    parser = argparse.ArgumentParser(
-        prog="python -m msgdas.kernels.ledger", description=__doc__.split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m msgdas.kernels.ledger", description=__doc__.split("\n")[0])
     parser.add_argument("--cells", nargs="+", choices=list(CELLS), default=list(CELLS), help="default: all")
     parser.add_argument("--json", action="store_true", help="JSON Lines")
     arguments = parser.parse_args(argv)

@@ -10,12 +10,11 @@ depthwise convolution and a pointwise one.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from . import backend
 from .branches import Geometry
@@ -379,6 +378,4 @@ def gumbel_topk(
         indices, gates, soft, _, _ = _draw(alpha_EO, clock, tau, k, stream, relaxation, noise, mode, assign)
         return indices, gates, soft
     twin = backend.function("gumbel_topk", alpha_EO)
-    return twin(
-        alpha_EO, clock, tau, k=k, stream=stream, relaxation=relaxation, noise=noise, mode=mode, assign=assign
-    )
+    return twin(alpha_EO, clock, tau, k=k, stream=stream, relaxation=relaxation, noise=noise, mode=mode, assign=assign)

@@ -154,5 +154,3 @@ def _check(x_BHWI: Tensor, first_OI: Tensor, second_OI: Tensor | None, out_BHWO:
             raise KernelError(name, got=f"shape {tuple(weight.shape)}", allowed=f"contiguous ({o // size}, {channels})")
         if weight is not None and weight.dtype != wide(x_BHWI.dtype):
             raise KernelError(name, got=weight.dtype, allowed=str(wide(x_BHWI.dtype)))
-
-

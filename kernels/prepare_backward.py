@@ -187,4 +187,6 @@ def prepare_backward(
 def _sum(partial: Tensor, total: Tensor, count: int, acc: tl.dtype) -> None:
     size = total.numel()
     block = min(256, triton.next_power_of_2(size))
-    prepare_sum_kernel[(triton.cdiv(size, block),)](partial, total, count, size, BLOCK=block, BT=8, ACC=acc, num_warps=4)
+    prepare_sum_kernel[(triton.cdiv(size, block),)](
+        partial, total, count, size, BLOCK=block, BT=8, ACC=acc, num_warps=4
+    )

@@ -21,14 +21,12 @@ from .checks import (
 )
 from .launch import blocks
 from .taps import (
-    AVG,
     AVG_DIRECT,
     CODE,
     CONV1,
     DIL3,
     DIL5,
     GATE,
-    MAX,
     NONE,
     OUTPUT,
     POINT0,

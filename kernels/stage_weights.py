@@ -223,7 +223,9 @@ def point_weights_kernel(
                     a = a2
                 else:
                     a = a3
-                d = _dz(dy, DY_STRIDE, own_z, own_stats, own_sums, gate, pixels, n, ho, wo + t, alive, o, HO, WO, C, ACC)
+                d = _dz(
+                    dy, DY_STRIDE, own_z, own_stats, own_sums, gate, pixels, n, ho, wo + t, alive, o, HO, WO, C, ACC
+                )
                 total = product(tl.trans(d), a, total, DOT)
     place = partial + (tl.cast(group, tl.int64) * J + j) * (C * C) + o[:, None] * C + c[None, :]
     tl.store(place, total, mask=(o < C)[:, None] & (c < C)[None, :])
@@ -262,8 +264,10 @@ def _tap_rows(
                 at = ((n * H + h) * W + w)[:, None] * stride + c[None, :]
                 value = normalised(tl.load(x + at, mask=inside, other=0.0).to(ACC), scale, shift, inside, NORM)
                 for t in tl.static_range(4):
-                    if (s >= t * PER_OUTPUT) & (s - t * PER_OUTPUT < K * PER_TAP) & (
-                        (s - t * PER_OUTPUT) % PER_TAP == 0
+                    if (
+                        (s >= t * PER_OUTPUT)
+                        & (s - t * PER_OUTPUT < K * PER_TAP)
+                        & ((s - t * PER_OUTPUT) % PER_TAP == 0)
                     ):
                         if t == 0:
                             grad = u0

@@ -11,13 +11,14 @@ import ctypes
 import functools
 import importlib.util
 from ctypes import c_double, c_int, c_long, c_void_p
+from typing import Any
 
 import torch
 from torch import Tensor
 
 SETS = ("baseline", "AVX2", "AVX-512")
 INTERFACE = 2  # As in dispatch.cpp: an editable install can outlive the signatures that its library was built with.
-_SIGNATURES: dict[str, tuple[list[type], type | None]] = {
+_SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "depthwise_weight_grad": ([c_void_p] * 3 + [c_long] * 4 + [c_int] * 4, None),
     "batch_stats": ([c_void_p, c_long, c_long, c_void_p, c_double, c_int], None),
     "accumulate": ([c_void_p, c_long, c_long, c_double, c_void_p, c_long, c_void_p, c_double, c_int], None),

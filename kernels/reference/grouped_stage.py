@@ -64,9 +64,7 @@ def depthwise_output(row: Row, a: Tensor, depthwise_TC: Tensor, stage: int) -> T
     return conv.depthwise(a, weight, row.dilation(), row.stride if stage == 0 else 1)
 
 
-def second_stage(
-    row: Row, z1_JBHWC: Tensor, stats1_J2C: Tensor, depthwise_TC: Tensor, pointwise_SCC: Tensor
-) -> Tensor:
+def second_stage(row: Row, z1_JBHWC: Tensor, stats1_J2C: Tensor, depthwise_TC: Tensor, pointwise_SCC: Tensor) -> Tensor:
     t = depthwise_output(row, inner_activation(row, z1_JBHWC, stats1_J2C), depthwise_TC, 1)
     return conv.pointwise(t, pointwise_SCC[row.points[1]].to(t.dtype))
 

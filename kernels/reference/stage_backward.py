@@ -32,9 +32,7 @@ def norm_grad(dy: Tensor, z: Tensor, stats_2C: Tensor, sums_2C: Tensor, scale: f
     return batchnorm.input_grad(dy, z, stats, sums_2C[0], sums_2C[1], scale, overwrite_z=False)
 
 
-def inner_grad(
-    row: Row, v_JBHWC: Tensor | None, z1_JBHWC: Tensor, stats1_J2C: Tensor, sums1_J2C: Tensor
-) -> Tensor:
+def inner_grad(row: Row, v_JBHWC: Tensor | None, z1_JBHWC: Tensor, stats1_J2C: Tensor, sums1_J2C: Tensor) -> Tensor:
     """dz1 of a sep_conv's inner BatchNorm."""
     assert v_JBHWC is not None
     dtype = wide(z1_JBHWC.dtype)
@@ -89,9 +87,7 @@ def taps_backward(
         v = da * (a > 0)
         stats = (stats1_J2C[row.number, 0], stats1_J2C[row.number, 1])
         sums1[row.number, 0] = batchnorm.sum_rows(v)
-        sums1[row.number, 1] = batchnorm.sum_dy_xhat(
-            v, z1_JBHWC[row.number].to(dtype), stats, sums1[row.number, 0]
-        )
+        sums1[row.number, 1] = batchnorm.sum_dy_xhat(v, z1_JBHWC[row.number].to(dtype), stats, sums1[row.number, 0])
         v_JBHWC[row.number] = v.to(v_JBHWC.dtype)
     return v_JBHWC, sums1
 

@@ -54,9 +54,7 @@ def taps_kernel(x, w, y, rows, BP: tl.constexpr, BC: tl.constexpr):
     tl.store(y + place, a0 + a1 + a2 + a3)
 
 
-def facts(
-    kernel: Any, signature: dict[str, str], constants: dict[str, int], aligned: bool, **options: int
-) -> Any:
+def facts(kernel: Any, signature: dict[str, str], constants: dict[str, int], aligned: bool, **options: int) -> Any:
     places = {name: (number,) for number, name in enumerate(kernel.arg_names)}
     source = ASTSource(
         fn=kernel,

@@ -37,9 +37,7 @@ BUDGETS: dict[str, Any] = {
 
 
 def result_of(**changes: Any) -> aot.Result:
-    return aot.Result(
-        "stage_kernel", "sm_90", "darts-16", "bfloat16", dataclasses.replace(FACTS, **changes), None
-    )
+    return aot.Result("stage_kernel", "sm_90", "darts-16", "bfloat16", dataclasses.replace(FACTS, **changes), None)
 
 
 def test_within_its_budget_a_kernel_says_nothing():
@@ -118,9 +116,7 @@ def test_instructions_per_tap_are_counted(toys):
 
 def test_the_launch_table_holds_every_kernel():
     program = "from msgdas.kernels import recording as r; print(*{launch.kernel for launch in r.launch_table('sm_90')})"
-    result = subprocess.run(
-        [sys.executable, "-c", program], env=COMPILING, capture_output=True, text=True, check=True
-    )
+    result = subprocess.run([sys.executable, "-c", program], env=COMPILING, capture_output=True, text=True, check=True)
     written = set()
     for module in pkgutil.iter_modules(msgdas.kernels.__path__):
         if not module.ispkg:
@@ -153,9 +149,7 @@ def test_all_kernels_of_a_cell_are_within_their_budgets_on_sm_90():
 
 
 def test_the_sampler_compiles_for_every_architecture():
-    found, complaints, code = run_aot(
-        "--cells", "darts-16", "--kernels", "draw_kernel", "draw_backward_kernel"
-    )
+    found, complaints, code = run_aot("--cells", "darts-16", "--kernels", "draw_kernel", "draw_backward_kernel")
     assert complaints == ""
     assert code == 0
     assert {arch for _, arch in found} == set(aot.TARGETS)

@@ -60,12 +60,8 @@ def test_the_kernel_equals_its_twin_forward_and_backward(relaxation, way, dtype)
         results, grads = [], []
         for function in (ours.gumbel_topk, twin.gumbel_topk):
             alpha = alpha_of(edges, operations, dtype).requires_grad_()
-            result = call(
-                function, alpha, k=k, noise=noise, relaxation=relaxation, mode=way[0], assign=way[1]
-            )
-            weights = torch.randn(
-                result[1].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
-            )
+            result = call(function, alpha, k=k, noise=noise, relaxation=relaxation, mode=way[0], assign=way[1])
+            weights = torch.randn(result[1].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
             (result[1] * weights.to(result[1])).sum().backward()
             results.append([tensor.detach() for tensor in result])
             grads.append(alpha.grad)
@@ -117,9 +113,7 @@ def test_extreme_logits_stay_finite_and_distinct(relaxation, way):
     rows = [[1e4, -1e4, 0, 0, 0], [88, -88, 88, -88, 1], [-1e30, -1e30, -1e30, 0, -1e30], [1e36, 0, 0, 0, 0]]
     alpha = torch.tensor(rows, device=DEVICE)
     for k, tau in ((5, 0.05), (3, 10.0)):
-        result = call(
-            ours.gumbel_topk, alpha, k=k, tau=tau, relaxation=relaxation, mode=way[0], assign=way[1]
-        )
+        result = call(ours.gumbel_topk, alpha, k=k, tau=tau, relaxation=relaxation, mode=way[0], assign=way[1])
         agree(
             result,
             call(twin.gumbel_topk, alpha, k=k, tau=tau, relaxation=relaxation, mode=way[0], assign=way[1]),

@@ -39,9 +39,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 def values() -> Tensor:
     x = torch.randn(4096, generator=torch.Generator().manual_seed(0)) * torch.logspace(-40, 38, 4096)
-    special = torch.tensor(
-        [0.0, -0.0, float("inf"), -float("inf"), float("nan"), 3.4e38, 1 + 2**-8, 1 + 3 * 2**-8]
-    )
+    special = torch.tensor([0.0, -0.0, float("inf"), -float("inf"), float("nan"), 3.4e38, 1 + 2**-8, 1 + 3 * 2**-8])
     x[: len(special)] = special
     return x
 

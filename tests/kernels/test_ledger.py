@@ -161,9 +161,7 @@ def kernels() -> dict[str, ledger.Traffic]:
 
 def test_no_kernel_moves_more_than_its_bound(kernels):
     most = budgets.read()["traffic"]
-    assert {"draw_kernel", "draw_backward_kernel", "combine_kernel", "reduce_kernel"} <= set(most) & set(
-        kernels
-    )
+    assert {"draw_kernel", "draw_backward_kernel", "combine_kernel", "reduce_kernel"} <= set(most) & set(kernels)
     assert ledger.breaches(kernels, most) == []
 
 
