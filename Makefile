@@ -3,7 +3,7 @@ VENV := .venv
 PYTHON := $(or $(shell command -v python3.11),$(shell command -v python3.12),$(shell command -v python3))
 RUN := runs/demo
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench gpu clean
 
 demo: $(VENV)/.installed
 	@if [ -e $(RUN) ]; then mv $(RUN) $(RUN)-before-$$(date -u +%Y%m%d-%H%M%S); fi
@@ -26,6 +26,11 @@ bench: $(VENV)/.installed
 	$(VENV)/bin/python -m msgdas.bench.memory --imagenet
 	$(VENV)/bin/python -m msgdas.bench.speed
 	$(VENV)/bin/python -m msgdas.bench.native
+	$(VENV)/bin/python -m msgdas.bench.native
+
+# On a machine with a GPU: every gate on compiled kernels, then timings, into bench/results. Exit code 8 without one.
+gpu: $(VENV)/.installed-test
+	$(VENV)/bin/python -m msgdas.bench.gpu
 
 $(VENV)/bin/pip:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "msgdas needs Python 3.11 or newer; this is " + sys.version)'

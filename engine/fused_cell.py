@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..kernels import branches as codes
+from ..kernels import flops as _flops  # noqa: F401  (registers the formulas)
 from ..kernels import library as ops
 from ..kernels.branches import Geometry
 from .operation import Drop
