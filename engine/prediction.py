@@ -1,0 +1,224 @@
+"""The memory and the time of a search's step, predicted from its configuration alone.
+
+The step is the search's own, run on meta tensors: a Learner's W step and its alpha step, optimizer state, teacher,
+kept activations and all. Shape suffixes: E edges, K ranks, O operations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..profiles.predictor import Prediction, Recorder, Run, Speed, Trace
+from .config import SearchConfig
+from .ops import TABLES, operation_at
+from .sampler import Sampler
+from .shapes import META, Choice, KnownSampler, ShapeLearner, ShapeNet, Shapes, cpu_scratch_bytes
+from .space import ZERO, SearchSpace, space_named
+from .steps import Feed
+
+Impl = Literal["triton", "native", "reference"]
+# Side and channels of the maps on which operations are compared; their order is that of any others.
+COMPARED_SIDE, COMPARED_CHANNELS, COMPARED_BATCH = 16, 16, 4
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a plan is made for.
+
+    Attributes:
+        name: for people.
+        cuda: whether PyTorch's CUDA allocator serves it; its segments are then what counts.
+        impl: of the cells.
+        graph: whether steps are captured as CUDA graphs.
+        speeds: by dtype of the maps.
+        context_bytes, workspace_bytes: see `Prediction`.
+    """
+
+    name: str
+    cuda: bool
+    impl: Impl
+    graph: bool
+    speeds: Mapping[str, Speed]
+    context_bytes: int = 0
+    workspace_bytes: int = 0
+
+
+class SearchProbe:
+    """Predictions for a search: `probe(k, batch, policy, mode, dtype)`.
+
+    Args:
+        config: everything but the five.
+        target: where it would run.
+        classes: of the data set.
+        guided: whether the teacher acts in the step, where the configuration has one.
+        dropped: whether Dropblock-Identity acts in the step.
+        choice: what the networks run; the dearest operations of every edge where it is None.
+    """
+
+    def __init__(
+        self, config: SearchConfig, target: Target, *, classes: int = 10, guided: bool = True, dropped: bool = True,
+        choice: Choice | None = None,
+    ) -> None:  # fmt: skip
+        self.config, self.target, self.classes = config, target, classes
+        self.guided, self.dropped, self.choice = guided, dropped, choice
+        self.space = space_named(config.space)
+        self._nets: dict[tuple[str, bool], ShapeNet] = {}
+
+    def __call__(self, k: int, batch: int, policy: str, mode: str, dtype: str) -> Prediction:
+        """The prediction for one setting.
+
+        Raises:
+            ConfigError: for a setting that no search can run with.
+        """
+        changes: dict[str, Any] = {"k": k, "batch": batch, "policy": policy, "mode": mode, "dtype": dtype}
+        config = dataclasses.replace(self.config, **changes)
+        trace = self.trace(config)
+        order = self._order()
+        peak = trace.peak([Run("state"), Run("weight"), Run("alpha"), Run("weight")])
+        allocator_bytes = trace.reserve(order).reserved_bytes if self.target.cuda else peak.bytes
+        step_s = self.target.speeds[dtype].seconds(trace.work(("weight", "alpha")))
+        return Prediction(
+            peak, allocator_bytes, self.target.context_bytes, self.target.workspace_bytes, step_s, 2 * batch
+        )
+
+    def _order(self) -> list[Run]:
+        """Steps as they follow each other; a captured one is preceded by one that is not, as in `graph`."""
+        if not self.target.graph:
+            return [Run("state"), Run("weight"), Run("alpha"), Run("weight")]
+        return [
+            Run("state"), Run("weight"), Run("weight", "graph", True), Run("alpha"), Run("alpha", "graph", True),
+        ]  # fmt: skip
+
+    def trace(self, config: SearchConfig) -> Trace:
+        """One W step and one alpha step of `config`, in sections `weight` and `alpha`, each once."""
+        dtype = getattr(torch, config.dtype)
+        net = self._net(config, dtype)
+        sampler = KnownSampler(self.space, config, self._choice(config))
+        learner = ShapeLearner(config, net, sampler)
+        feed = _feed(config, dtype)
+        dropped = self.dropped and config.dbi != "off"
+        guided = self.guided and learner.guidance.kind != "none"
+        if guided:
+            learner.guidance.judge(0.0, 1.0)
+        recorder = self._recorder()
+        ema = [] if learner.guidance.ema is None else list(learner.guidance.ema.parameters())
+        weights, alphas = list(net.parameters()), list(sampler.parameters())
+        with Shapes(), recorder:
+            recorder.adopt("parameters", [*weights, *net.buffers(), *alphas, *ema])
+            recorder.adopt("optimizer", learner.optimizer_state)
+            recorder.adopt("images", [feed.images_BCHW, feed.labels_B])
+            if self.target.graph:
+                recorder.adopt("images", [torch.empty_like(feed.images_BCHW), torch.empty_like(feed.labels_B)])
+            with recorder.section("weight"):
+                learner.weight_update(feed, guided=guided, dropped=dropped)
+                recorder.adopt("gradients", _grads(weights))
+            with recorder.section("alpha"):
+                learner.alpha_update(feed, dropped=dropped)
+                recorder.adopt("gradients", _grads(alphas))
+            trace = recorder.trace()
+        learner.weight_optimizer.zero_grad()
+        return trace
+
+    def _recorder(self) -> Recorder:
+        if not self.target.cuda:
+            return Recorder(scratch=cpu_scratch_bytes)
+        if importlib.util.find_spec("triton") is None:
+            return Recorder()
+        from ..kernels import scratch
+
+        return Recorder(scratch=scratch.scratch_bytes, effort=scratch.effort)
+
+    def _net(self, config: SearchConfig, dtype: torch.dtype) -> ShapeNet:
+        """The net of a dtype, made once: the policy is all that differs."""
+        plain = config.policy == "autograd"
+        key = (config.dtype, plain)
+        if key not in self._nets:
+            self._nets[key] = ShapeNet(
+                self.space, channels=config.channels, layers=config.layers, stem=config.stem, classes=self.classes,
+                policy=("autograd",) if plain else config.policies, layout=config.layout, seed=config.seed,
+                dtype=dtype, impl="reference" if plain else self.target.impl,
+            )  # fmt: skip
+        net = self._nets[key]
+        if not plain:
+            net.policies = config.policies
+        return net
+
+    def _choice(self, config: SearchConfig) -> Choice | None:
+        if self.target.impl == "triton" and config.policy != "autograd":
+            return None
+        return self.choice or dearest(self.space, config)
+
+
+def _feed(config: SearchConfig, dtype: torch.dtype) -> Feed:
+    images = torch.empty(config.batch, 3, config.image, config.image, dtype=dtype, device=META)
+    memory = torch.contiguous_format if config.layout == "nchw" else torch.channels_last
+    one = torch.empty((), device=META)
+    wide = torch.empty((), dtype=torch.float32 if dtype == torch.bfloat16 else dtype, device=META)
+    return Feed(
+        images.contiguous(memory_format=memory), torch.empty(config.batch, dtype=torch.int64, device=META),
+        torch.empty(2, dtype=torch.int64, device=META), one, wide, one,
+    )  # fmt: skip
+
+
+def _grads(parameters: Sequence[Tensor]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def dearest(space: SearchSpace, config: SearchConfig) -> Choice:
+    """The sample that takes the most memory: the K dearest operations of every edge.
+
+    Dear is what keeps the most under ordinary autograd, `none` the least. Sub-graphs exclude each other: the n-th
+    takes the n-th dearest.
+    """
+    order = {stride: _by_cost(space, stride) for stride in (1, 2)}
+    taken = {
+        spec.kind: tuple(tuple(order[edge.stride][: config.k]) for edge in spec.edges) for spec in space.cells
+    }
+    if config.mode == "union":
+        return [taken]
+    return [{kind: tuple((row[n],) for row in rows) for kind, rows in taken.items()} for n in range(config.k)]
+
+
+def _by_cost(space: SearchSpace, stride: int) -> list[int]:
+    """Numbers of the operations, dearest first."""
+    costs = []
+    for name in space.operations:
+        operation = operation_at(TABLES[space.name], name, stride)
+        shapes = operation.weight_shapes(COMPARED_CHANNELS, stride)
+        weights = [torch.empty(shape, device=META, requires_grad=True) for shape in shapes]
+        x = torch.empty(
+            COMPARED_BATCH, COMPARED_CHANNELS, COMPARED_SIDE, COMPARED_SIDE, device=META, requires_grad=True
+        )
+        with Recorder() as recorder:
+            recorder.adopt("parameters", weights)
+            recorder.adopt("images", [x])
+            with recorder.section("one"):
+                y = operation.plain(x, weights, stride)
+            trace = recorder.trace()
+        del y
+        costs.append(0 if name == ZERO else trace.peak([Run("one")]).bytes)
+    return sorted(range(len(costs)), key=lambda number: (-costs[number], number))
+
+
+def inclusion(sampler: Sampler, tau: float, draws: int) -> dict[str, Tensor]:
+    """How often each operation is sampled, [E, O] by cell type: frequencies over some draws of the real sampler."""
+    counts = {kind: torch.zeros_like(alpha) for kind, alpha in sampler.alpha.items()}
+    with torch.no_grad():
+        for number in range(draws):
+            for kind, indices_EK in sampler.draw(number, tau, grad=False).indices.items():
+                counts[kind].scatter_add_(1, indices_EK.long(), torch.ones(indices_EK.shape))
+    return {kind: count / draws for kind, count in counts.items()}
+
+
+def choice_of(sampler: Sampler, draw: int, tau: float) -> Choice:
+    """What the real sampler's draw of that number runs."""
+    with torch.no_grad():
+        sample = sampler.draw(draw, tau, grad=False)
+    return [{kind: path.operations for kind, path in paths.items()} for paths in sample.networks]

@@ -1,0 +1,246 @@
+"""A search step on meta tensors: shapes and lifetimes are those of the real step, values are nobody's.
+
+Meta rather than fake tensors: the same bookkeeping at a tenth of the time. What would look at a value is told one;
+what has no meta kernel is described here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..kernels.primitives import Reference
+from ..kernels.reference.batchnorm import Stats
+from ..profiles.predictor import Call
+from .config import SearchConfig
+from .optimizer import SampledSGD
+from .sampler import CellPaths, Paths, Sample, Sampler
+from .space import SearchSpace
+from .steps import Learner
+from .supernet import SuperNet
+
+META = torch.device("meta")
+# Channels of a block of oneDNN's weights.
+BLOCK = 16
+# Beside the weights of a dense convolution.
+DENSE_FIXED_BYTES = 8216
+# Operations of each edge by cell type, for each network of a sample.
+Choice = Sequence[Mapping[str, tuple[tuple[int, ...], ...]]]
+
+_aten = torch.ops.aten
+
+
+class Shapes(TorchDispatchMode):
+    """Context manager in which a step runs on meta tensors; whoever reads one on the host gets ones."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is _aten._to_copy.default and args[0].is_meta and kwargs.get("device") == torch.device("cpu"):
+            return torch.ones(args[0].shape, dtype=args[0].dtype)
+        if func is _aten._local_scalar_dense.default and args[0].is_meta:
+            return 1
+        if func is _aten.batch_norm_update_stats.default:
+            channels = args[0].shape[1]
+            return args[0].new_empty(channels), args[0].new_empty(channels)
+        result = func(*args, **kwargs)
+        if func is _aten.convolution.default:
+            return _as_computed(result, args[0], args[1])
+        if func is _aten.convolution_backward.default:
+            return tuple(
+                None if grad is None else _as_computed(grad, args[1], args[2]) if number == 0 else grad
+                for number, grad in enumerate(result)
+            )
+        return result
+
+
+def _as_computed(y_BCHW: Tensor, x_BCHW: Tensor, w_OIkk: Tensor) -> Tensor:
+    """y in the layout that real convolutions choose: channels_last where input or weights are so (meta does not)."""
+    lasts = [
+        t.stride(1) == 1 or (t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous())
+        for t in (x_BCHW, w_OIkk)
+    ]
+    if x_BCHW.shape[1] == 1 or not any(lasts):
+        return y_BCHW
+    return torch.empty(y_BCHW.shape, dtype=y_BCHW.dtype, device=META, memory_format=torch.channels_last)
+
+
+def cpu_scratch_bytes(func: Any, call: Call) -> int:
+    """What PyTorch's CPU kernels allocate inside (read off the allocator's events, torch 2.14.1).
+
+    Convolutions and max pools copy a slice of a wider map first, BatchNorm's backward a map in channels_last. oneDNN
+    keeps two copies of a dense convolution's weights, and computes the weight gradient of a depthwise convolution
+    that is dilated or 5x5 at stride 2 on weights padded to blocks of 16 x 16 channels.
+    """
+    args = call[0]
+    if func is _aten.max_pool2d_with_indices.default:
+        return _copy_bytes(args[0])
+    if func is _aten.native_batch_norm_backward.default:
+        return 0 if args[1].is_contiguous() else _size_bytes(args[1])
+    if func is _aten.convolution.default:
+        groups, weights = args[8], args[1]
+        return _copy_bytes(args[0]) + (_dense_bytes(weights) if groups == 1 else 0)
+    if func is not _aten.convolution_backward.default:
+        return 0
+    weights, stride, dilation, groups, need_w = args[2], args[4][0], args[6][0], args[9], args[10][1]
+    maps_bytes = _copy_bytes(args[0]) + _copy_bytes(args[1])
+    if groups == 1:
+        return maps_bytes + _dense_bytes(weights)
+    padded = need_w and (dilation > 1 or (stride == 2 and weights.shape[-1] == 5))
+    blocks_bytes = groups * BLOCK**2 * weights.shape[-1] ** 2 * weights.element_size() if padded else 0
+    return maps_bytes + blocks_bytes
+
+
+def _dense_bytes(weights: Tensor) -> int:
+    return 2 * _size_bytes(weights) + DENSE_FIXED_BYTES
+
+
+def _copy_bytes(x_BCHW: Tensor) -> int:
+    dense = x_BCHW.is_contiguous() or x_BCHW.is_contiguous(memory_format=torch.channels_last)
+    return 0 if dense else _size_bytes(x_BCHW)
+
+
+def _size_bytes(x: Tensor) -> int:
+    return x.numel() * x.element_size()
+
+
+class _NativeShapes(Reference):
+    """What `kernels.primitives.Native` allocates, for fp32 maps."""
+
+    name = "native"
+
+    def stats(self, z_BHWC: Tensor) -> Stats:
+        mean_C, rstd_C = z_BHWC.new_empty(2, z_BHWC.shape[-1]).unbind()
+        return mean_C, rstd_C
+
+    def accumulate_(self, out_BHWC: Tensor, z_BHWC: Tensor, gate: float) -> tuple[Stats, Tensor | None]:
+        return self.stats(z_BHWC), None
+
+    def node_sum(self, dy_BHWC: Tensor) -> Tensor | None:
+        return None
+
+    def norm_backward(
+        self, dy_BHWC: Tensor, z_BHWC: Tensor, stats: Stats, sum_dy_C: Tensor | None, gate: float
+    ) -> tuple[Tensor, Tensor | float]:
+        return z_BHWC, 0.0
+
+    def norm_relu(self, z_BHWC: Tensor, stats: Stats) -> Tensor:
+        return torch.empty_like(z_BHWC)
+
+    def inner_backward_(self, da_BHWC: Tensor, a_BHWC: Tensor, z_BHWC: Tensor, stats: Stats) -> Tensor:
+        return z_BHWC
+
+    def depthwise_grads(
+        self, g_BHWC: Tensor, x_BHWC: Tensor, w_C1kk: Tensor, dilation: int, stride: int, *, need_x: bool, need_w: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        dx, _ = super().depthwise_grads(g_BHWC, x_BHWC, w_C1kk, dilation, stride, need_x=need_x, need_w=False)
+        if not need_w:
+            return dx, None
+        g_BHWC, x_BHWC = g_BHWC.contiguous(), x_BHWC.contiguous()
+        side = w_C1kk.shape[-1]
+        return dx, x_BHWC.new_empty(side, side, x_BHWC.shape[-1]).permute(2, 0, 1).unsqueeze(1)
+
+    def max_pool(self, x_BHWC: Tensor, stride: int) -> Tensor:
+        batch, height, width, channels = x_BHWC.shape
+        return x_BHWC.new_empty(batch, -(-height // stride), -(-width // stride), channels)
+
+    def add_max_pool_grad(self, grad: Tensor | None, dz_BHWC: Tensor, x_BHWC: Tensor, stride: int) -> Tensor:
+        return x_BHWC.new_zeros(x_BHWC.shape) if grad is None else grad
+
+    def add_relu_grad(self, grad: Tensor | None, da_BHWC: Tensor, x_BHWC: Tensor, relu_BHWC: Tensor) -> Tensor:
+        return super().add_relu_grad(grad, da_BHWC, x_BHWC, relu_BHWC) if grad is None else grad
+
+
+class ShapeNet(SuperNet):
+    """A SuperNet without values; arguments as there."""
+
+    def __init__(self, space: SearchSpace, *, dtype: torch.dtype, impl: Any, **rest: Any) -> None:
+        with META:
+            super().__init__(space, dtype=dtype, impl=impl, **rest)
+        if impl == "native" and dtype == torch.float32:
+            self._kernels = _NativeShapes()
+
+
+class KnownSampler(Sampler):
+    """A sampler whose draws are known beforehand, for paths that are read on the host.
+
+    Args:
+        choice: what each network runs; None where nothing on the host depends on it.
+    """
+
+    def __init__(self, space: SearchSpace, config: SearchConfig, choice: Choice | None) -> None:
+        with META:
+            super().__init__(space, config)
+        self.choice = choice
+
+    def draw(self, clock: int | Tensor, tau: float | Tensor, *, grad: bool) -> Sample:
+        sample = super().draw(clock, tau, grad=grad)
+        if self.choice is None:
+            return sample
+        networks = tuple(
+            {kind: CellPaths(_indices(chosen[kind]), path.gates_EO, path.shadows) for kind, path in paths.items()}
+            for paths, chosen in zip(sample.networks, self.choice, strict=True)
+        )
+        return Sample(networks, sample.indices, sample.log_probability)
+
+    def mixture(self) -> Paths:
+        if self.choice is None:
+            return super().mixture()
+        every = tuple(range(self.space.num_operations))
+        return {
+            kind: CellPaths(_indices((every,) * len(path.gates_EO)), path.gates_EO)
+            for kind, path in super().mixture().items()
+        }
+
+
+def _indices(rows: tuple[tuple[int, ...], ...]) -> Tensor:
+    """[E, K] on the host, -1 where an edge has fewer operations than the widest."""
+    width = max(1, *(len(row) for row in rows))
+    return torch.tensor([(*row, *[-1] * (width - len(row))) for row in rows])
+
+
+class _ShapeSGD(SampledSGD):
+    def clip(self, max_norm: float) -> Tensor:
+        """As there, one gradient after the other: torch's grouped form refuses meta tensors."""
+        used = [parameter for parameter in self.parameters if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in used if p.grad is not None])
+        torch.nn.utils.clip_grads_with_norm_(used, max_norm, norm)
+        return norm
+
+
+class _ShapeAdam:
+    """The state of torch's fused Adam, which refuses meta tensors."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self.parameters = parameters
+        self.state = [torch.empty_like(p, requires_grad=False) for p in parameters for _ in range(2)]
+        self.state += [torch.empty((), device=META) for _ in parameters]
+        self.found_inf: Tensor | None = None
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def step(self) -> None:
+        return None
+
+
+class ShapeLearner(Learner):
+    """A Learner on meta tensors that has taken steps before: its optimizers have all of their state.
+
+    Attributes:
+        optimizer_state: tensors.
+    """
+
+    def __init__(self, config: SearchConfig, net: SuperNet, sampler: Sampler) -> None:
+        super().__init__(config, net, sampler)
+        weights = list(net.parameters())
+        self.weight_optimizer = _ShapeSGD(weights, momentum=config.momentum, weight_decay=config.weight_decay)
+        self.weight_optimizer.buffers = [torch.empty_like(weight, requires_grad=False) for weight in weights]
+        adam = _ShapeAdam(list(sampler.parameters()))
+        self.alpha_optimizer: Any = adam
+        buffers = [buffer for buffer in self.weight_optimizer.buffers if buffer is not None]
+        self.optimizer_state = [*buffers, *adam.state]

@@ -1,0 +1,347 @@
+"""Peak bytes of any step that can run on tensors without data, from the order of its allocations and frees.
+
+A `Recorder` watches the step storage by storage and takes down every birth and end; the peak, its split by category
+and what PyTorch's CUDA allocator would reserve are then read off that sequence. The tensors may be meta or fake
+ones: nothing is computed. Scratch that a custom operator takes and gives back inside is invisible from outside and
+has to be declared.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from .allocator import CachingAllocator
+
+# In the order in which they are shown. `kept` is what forward leaves to backward; `transient` everything that lives
+# for a moment, the scratch of custom operators included.
+CATEGORIES = ("parameters", "gradients", "optimizer", "images", "kept", "transient")
+KEPT, TRANSIENT = "kept", "transient"
+STATE = "state"
+
+
+class Work(NamedTuple):
+    """What one launch has to do: bytes of the tensors that it reads and writes, and floating-point operations."""
+
+    moved_bytes: int
+    flops: int
+
+
+Call = tuple[Sequence[Any], Mapping[str, Any]]
+# Bytes that an operator takes and gives back inside, and its work where the shapes of its arguments do not tell.
+Scratch = Callable[[Any, Call], int]
+Effort = Callable[[Any, Call], "tuple[int, int] | None"]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A stretch of a trace: storages by number, n + 1 for the birth of storage n, -n - 1 for its end."""
+
+    events: tuple[int, ...]
+    work: Mapping[Work, int]
+
+    def scaled(self, batch: int, to: int) -> Section:
+        """See `Trace.scaled`; work grows with the batch."""
+        ratio = to / batch
+        work: Counter[Work] = Counter()
+        for one, count in self.work.items():
+            work[Work(int(one.moved_bytes * ratio), int(one.flops * ratio))] += count
+        return Section(self.events, work)
+
+
+class Run(NamedTuple):
+    """One pass through a section.
+
+    Attributes:
+        section: its name.
+        pool: of the allocator; a captured graph has its own.
+        fresh: whether all unused segments are given back before, as a capture does.
+    """
+
+    section: str
+    pool: str = ""
+    fresh: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """The most that was alive at once.
+
+    Attributes:
+        bytes: as requested, before any rounding.
+        section: where.
+        split_bytes: by category, at that moment; sums to `bytes`.
+    """
+
+    bytes: int
+    section: str
+    split_bytes: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """What the CUDA allocator came to: blocks, segments, and the segments of captured graphs alone."""
+
+    allocated_bytes: int
+    reserved_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Everything that a recorder saw.
+
+    Attributes:
+        sizes_bytes, categories: of storage n.
+        sections: by name, in the order in which they ran; `state` is what lived before.
+    """
+
+    sizes_bytes: tuple[int, ...]
+    categories: tuple[str, ...]
+    sections: Mapping[str, Section]
+
+    def peak(self, order: Sequence[Run]) -> Peak:
+        """The peak of sections that run in this order, each as often as it is named."""
+        live = top = 0
+        top_at = -1
+        steps = list(self._play(order))
+        for number, (_, serial, born) in enumerate(steps):
+            live += self.sizes_bytes[serial] if born else -self.sizes_bytes[serial]
+            if live > top:
+                top, top_at = live, number
+        split = dict.fromkeys(CATEGORIES, 0)
+        section = order[0].section
+        for run, serial, born in steps[: top_at + 1]:
+            split[self.categories[serial]] += self.sizes_bytes[serial] if born else -self.sizes_bytes[serial]
+            section = order[run].section
+        return Peak(top, section, split)
+
+    def reserve(self, order: Sequence[Run]) -> Reserved:
+        """What PyTorch's CUDA allocator reserves for the same order (see `allocator`)."""
+        allocator = CachingAllocator()
+        current = -1
+        for run, serial, born in self._play(order):
+            if run != current:
+                current = run
+                if order[run].fresh:
+                    allocator.empty_cache()
+            if born:
+                allocator.allocate(serial, self.sizes_bytes[serial], order[run].pool)
+            else:
+                allocator.free(serial)
+        peaks = allocator.peaks
+        return Reserved(peaks.allocated_bytes, peaks.reserved_bytes)
+
+    def scaled(self, batch: int, to: int) -> Trace:
+        """The trace of the same step with another batch.
+
+        Args:
+            batch: of this trace; a prime that divides no size that does not grow with the batch.
+            to: the other.
+        """
+        sizes = tuple(size // batch * to if size % batch == 0 else size for size in self.sizes_bytes)
+        sections = {name: section.scaled(batch, to) for name, section in self.sections.items()}
+        return Trace(sizes, self.categories, sections)
+
+    def _play(self, order: Sequence[Run]) -> Iterator[tuple[int, int, bool]]:
+        """(number of the run, storage, whether it is born) for each event.
+
+        A section that runs again first ends what its last run left alive: the second step replaces the gradients of
+        the first. Ends of storages that are gone already are passed over.
+        """
+        alive: set[int] = set()
+        for number, run in enumerate(order):
+            events = self.sections[run.section].events
+            for event in events:
+                if event > 0 and event - 1 in alive:
+                    alive.remove(event - 1)
+                    yield number, event - 1, False
+            for event in events:
+                serial = abs(event) - 1
+                if event > 0:
+                    alive.add(serial)
+                elif serial in alive:
+                    alive.remove(serial)
+                else:
+                    continue
+                yield number, serial, event > 0
+
+    def work(self, sections: Iterable[str]) -> Counter[Work]:
+        """The launches of some sections, equal ones counted together."""
+        total: Counter[Work] = Counter()
+        for name in sections:
+            total.update(self.sections[name].work)
+        return total
+
+
+class Recorder(TorchDispatchMode):
+    """Context manager that takes down the births and ends of storages inside it.
+
+    Args:
+        scratch: bytes that an operator allocates and frees inside; 0 for those that need none.
+        effort: what a launch moves and computes; None where shapes and torch's own FLOP formulas tell.
+    """
+
+    def __init__(self, *, scratch: Scratch | None = None, effort: Effort | None = None) -> None:
+        super().__init__()
+        self._scratch, self._effort = scratch, effort
+        self._sizes: list[int] = []
+        self._categories: list[str] = []
+        self._events: list[int] = []
+        self._work: Counter[Work] = Counter()
+        self._sections: dict[str, Section] = {}
+        self._serials: dict[int, int] = {}
+        self._in_backward = False
+
+    def adopt(self, category: str, tensors: Iterable[Tensor]) -> None:
+        """Say what these tensors are; those that were not seen yet count as alive from now on."""
+        for tensor in tensors:
+            serial = self._serials.get(tensor.untyped_storage()._cdata)
+            if serial is None:
+                serial = self._birth(tensor)
+            if serial is not None:
+                self._categories[serial] = category
+
+    @contextmanager
+    def section(self, name: str) -> Iterator[None]:
+        """Give a name to what happens inside; what happened before and has none is `state`."""
+        self._close(STATE)
+        yield
+        self._close(name)
+
+    def trace(self) -> Trace:
+        self._close(STATE)
+        return Trace(tuple(self._sizes), tuple(self._categories), dict(self._sections))
+
+    def _close(self, name: str) -> None:
+        if self._events or name not in self._sections:
+            before = self._sections.get(name, Section((), {}))
+            self._sections[name] = Section(
+                before.events + tuple(self._events), Counter(before.work) + self._work
+            )
+        self._events, self._work = [], Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        self._notice_backward()
+        result = func(*args, **kwargs)
+        born = False
+        for value in _tensors(result):
+            born |= value.untyped_storage()._cdata not in self._serials and self._birth(value) is not None
+        size_bytes = 0 if self._scratch is None else self._scratch(func, (args, kwargs))
+        if size_bytes:
+            self._sizes.append(size_bytes)
+            self._categories.append(TRANSIENT)
+            self._events += [len(self._sizes), -len(self._sizes)]
+        if born or func._schema.is_mutable:
+            found = None if self._effort is None else self._effort(func, (args, kwargs))
+            self._work[Work(*found) if found else _work(func, args, kwargs, result)] += 1
+        return result
+
+    def _notice_backward(self) -> None:
+        """When a backward pass begins, what is alive of the forward pass is what was kept for it."""
+        inside = torch._C._current_graph_task_id() != -1
+        if inside and not self._in_backward:
+            for serial in self._serials.values():
+                if self._categories[serial] == TRANSIENT:
+                    self._categories[serial] = KEPT
+        self._in_backward = inside
+
+    def _birth(self, tensor: Tensor) -> int | None:
+        storage = tensor.untyped_storage()
+        key, size_bytes = storage._cdata, storage.nbytes()
+        if not size_bytes:
+            return None
+        serial = self._serials[key] = len(self._sizes)
+        self._sizes.append(size_bytes)
+        self._categories.append(TRANSIENT)
+        self._events.append(serial + 1)
+        weakref.finalize(storage, self._end, key, serial).atexit = False
+        return serial
+
+    def _end(self, key: int, serial: int) -> None:
+        del self._serials[key]
+        self._events.append(-serial - 1)
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    """The tensors of an operator's arguments or result: its schema nests lists at most once."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, list | tuple):
+        for value in values:
+            if isinstance(value, Tensor):
+                yield value
+            elif isinstance(value, list | tuple):
+                yield from (inner for inner in value if isinstance(inner, Tensor))
+
+
+def _work(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> Work:
+    """Every argument read once and every result written once; FLOPs where torch has a formula."""
+    moved_bytes = sum(
+        value.numel() * value.element_size()
+        for values in (args, tuple(kwargs.values()), result)
+        for value in _tensors(values)
+    )
+    formula = flop_registry.get(func._overloadpacket)
+    return Work(moved_bytes, 0 if formula is None else int(formula(*args, **kwargs, out_val=result)))
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What a device can do at best; a time made of it is a lower bound.
+
+    Attributes:
+        bytes_per_s: of its memory.
+        flops: operations per second in the step's dtype.
+        launch_s: that one more launch costs, however small.
+    """
+
+    bytes_per_s: float
+    flops: float
+    launch_s: float
+
+    def seconds(self, work: Mapping[Work, int]) -> float:
+        """The roofline's time of some launches, one after the other."""
+        return sum(
+            count * (self.launch_s + max(one.moved_bytes / self.bytes_per_s, one.flops / self.flops))
+            for one, count in work.items()
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a step is predicted to take; nothing of it was measured.
+
+    Attributes:
+        peak: of requested bytes.
+        allocator_bytes: what the device's allocator holds for it at most; on a CPU the peak itself.
+        context_bytes: what the driver takes for a process before the first tensor.
+        workspace_bytes: of libraries, outside the step's own tensors.
+        step_s: time of one step, a lower bound.
+        samples: images that one step reads.
+    """
+
+    peak: Peak
+    allocator_bytes: int
+    context_bytes: int
+    workspace_bytes: int
+    step_s: float
+    samples: int
+
+    @property
+    def needed_bytes(self) -> int:
+        """What has to be free on the device."""
+        return self.allocator_bytes + self.context_bytes + self.workspace_bytes
+
+    @property
+    def samples_per_s(self) -> float:
+        return self.samples / self.step_s
