@@ -32,7 +32,7 @@ def test_against_the_twin(name, dtype):
 
 
 def test_tiles_share_the_groups_of_partial_sums(monkeypatch):
-    case = case_of("stride 1", torch.float32, height=6, width=40)
+    case = case_of("C = 48", torch.float32, height=8, width=40)
     monkeypatch.setattr(stage_weights, "MAX_GROUPS", 2)
     run = stage_weights.stage_weight_grads
     u = case.point(maps.point_backward, last=True)
