@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -73,6 +74,15 @@ def compile_one(arch: str, cells: tuple[str, ...], number: int) -> Result:
 
 def _start_worker(cache: str) -> None:
     triton.knobs.cache.dir = cache
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    # A worker waits for ever for work from a parent that was killed.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def compile_all(archs: Sequence[str], cells: tuple[str, ...], kernels: Sequence[str] = ()) -> list[Result]:
