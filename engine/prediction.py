@@ -24,6 +24,8 @@ from .space import ZERO, SearchSpace, space_named
 from .steps import Feed
 
 Impl = Literal["triton", "native", "reference"]
+# A prime that no size but the batch's multiples has in it, and more than a stem's chunk at CIFAR's size.
+PRIME_BATCH = 97
 # Side and channels of the maps on which operations are compared; their order is that of any others.
 COMPARED_SIDE, COMPARED_CHANNELS, COMPARED_BATCH = 16, 16, 4
 
@@ -79,19 +81,22 @@ class SearchProbe:
         """
         changes: dict[str, Any] = {"k": k, "batch": batch, "policy": policy, "mode": mode, "dtype": dtype}
         config = dataclasses.replace(self.config, **changes)
-        trace = self.trace(config)
-        order = self._order()
-        peak = trace.peak([Run("state"), Run("weight"), Run("alpha"), Run("weight")])
-        allocator_bytes = trace.reserve(order).reserved_bytes if self.target.cuda else peak.bytes
-        step_s = self.target.speeds[dtype].seconds(trace.work(("weight", "alpha")))
+        return self.read(self.trace(config), batch, dtype)
+
+    def read(self, trace: Trace, batch: int, dtype: str, *, passes: float = 1.0) -> Prediction:
+        """The prediction that a trace stands for; `passes` is how often the search runs what the trace has once."""
+        order = [Run("state"), Run("weight"), Run("alpha"), Run("weight")]
+        peak = trace.peak(order)
+        allocator_bytes = peak.bytes
+        if self.target.cuda:
+            allocator_bytes = trace.reserve(self._order() if self.target.graph else order).reserved_bytes
+        step_s = passes * self.target.speeds[dtype].seconds(trace.work(("weight", "alpha")))
         return Prediction(
             peak, allocator_bytes, self.target.context_bytes, self.target.workspace_bytes, step_s, 2 * batch
         )
 
     def _order(self) -> list[Run]:
-        """Steps as they follow each other; a captured one is preceded by one that is not, as in `graph`."""
-        if not self.target.graph:
-            return [Run("state"), Run("weight"), Run("alpha"), Run("weight")]
+        """Captured steps, each kind after one that is not (see `graph`), beside the graphs that exist already."""
         return [
             Run("state"), Run("weight"), Run("weight", "graph", True), Run("alpha"), Run("alpha", "graph", True),
         ]  # fmt: skip
@@ -154,6 +159,32 @@ class SearchProbe:
         if self.target.impl == "triton" and config.policy != "autograd":
             return None
         return self.choice or dearest(self.space, config)
+
+
+class QuickProbe:
+    """As `SearchProbe`, from one run for all batches, to survey many settings; a plan is then held to a real one.
+
+    Sizes that grow with the batch are told from the others by a prime batch. Sub-graphs that run one after the other
+    are traced as two: a third finds and leaves the memory as the second does. Above the truth for batches of less
+    than a stem's chunk.
+    """
+
+    def __init__(self, probe: SearchProbe) -> None:
+        self.probe = probe
+        self._traces: dict[tuple[int, str, str, str], Trace] = {}
+
+    def __call__(self, k: int, batch: int, policy: str, mode: str, dtype: str) -> Prediction:
+        config = self.probe.config
+        alone = mode == "subgraphs" and config.execution == "sequential"
+        traced_k = min(k, 2) if alone else k
+        key = (traced_k, policy, mode, dtype)
+        if key not in self._traces:
+            changes: dict[str, Any] = {
+                "k": traced_k, "batch": PRIME_BATCH, "policy": policy, "mode": mode, "dtype": dtype,
+            }  # fmt: skip
+            self._traces[key] = self.probe.trace(dataclasses.replace(config, **changes))
+        trace = self._traces[key].scaled(PRIME_BATCH, batch)
+        return self.probe.read(trace, batch, dtype, passes=k / traced_k)
 
 
 def _feed(config: SearchConfig, dtype: torch.dtype) -> Feed:
