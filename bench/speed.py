@@ -24,30 +24,38 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dense, channels_last, all gradients": {"method": "darts", "policy": "autograd"},
     "dense, channels_last, needed gradients": {"method": "darts", "policy": "autograd", "gradients": "lazy"},
     "K=2, channels_last, needed gradients": {"policy": "autograd", "gradients": "lazy"},
-    "K=2, engine, all": {"policy": "all"},
-    "K=2, engine, bn": {"policy": "bn"},
-    "K=2, engine, nodes": {"policy": "nodes"},
-    "K=2, engine, min": {"policy": "min"},
-    "K=2 sub-graphs, engine, min": {"policy": "min", "mode": "subgraphs"},
-    "K=1, engine, min": {"k": 1, "policy": "min"},
-    "K=8, engine, min": {"k": 8, "policy": "min"},
+    "K=2, plain PyTorch, all": {"policy": "all", "impl": "reference"},
+    "K=2, plain PyTorch, min": {"policy": "min", "impl": "reference"},
+    "K=2, C++, all": {"policy": "all", "impl": "native"},
+    "K=2, C++, bn": {"policy": "bn", "impl": "native"},
+    "K=2, C++, nodes": {"policy": "nodes", "impl": "native"},
+    "K=2, C++, min": {"policy": "min", "impl": "native"},
+    "K=2 sub-graphs, C++, min": {"policy": "min", "mode": "subgraphs", "impl": "native"},
+    "K=1, C++, min": {"k": 1, "policy": "min", "impl": "native"},
+    "K=4, C++, min": {"k": 4, "policy": "min", "impl": "native"},
+    "K=8, C++, min": {"k": 8, "policy": "min", "impl": "native"},
 }
 # (what it is, slower variant, quicker variant)
 SHARES = (
     ("layout", DENSE_NCHW, "dense, channels_last, all gradients"),
     ("lazy gradients", "dense, channels_last, all gradients", "dense, channels_last, needed gradients"),
     ("sparsity, 2 of 8", "dense, channels_last, needed gradients", "K=2, channels_last, needed gradients"),
-    ("engine, all", "K=2, channels_last, needed gradients", "K=2, engine, all"),
-    ("engine, min", "K=2, channels_last, needed gradients", "K=2, engine, min"),
+    ("engine, all", "K=2, channels_last, needed gradients", "K=2, plain PyTorch, all"),
+    ("engine, min", "K=2, channels_last, needed gradients", "K=2, plain PyTorch, min"),
+    ("C++ kernels, all", "K=2, plain PyTorch, all", "K=2, C++, all"),
+    ("C++ kernels, min", "K=2, plain PyTorch, min", "K=2, C++, min"),
 )
+TWO_THREADS = ("K=2, C++, all", "K=2, C++, min")
 TOLERANCE = 1e-10
 
 
 def gradient_error() -> float:
     """Largest relative difference of a weight's gradient between the engine and plain autograd, fp64, small net."""
     grads = []
-    for policy in ("autograd", "min"):
-        step = build_step(channels=4, layers=3, batch=2, image=16, policy=policy, dtype="float64", gradients="lazy")
+    for policy, impl in (("autograd", "reference"), ("min", "native")):
+        step = build_step(
+            channels=4, layers=3, batch=2, image=16, policy=policy, dtype="float64", gradients="lazy", impl=impl
+        )
         step.forward().backward()
         grads.append([p.grad for p in step.net.parameters()])
     worst = 0.0
@@ -69,6 +77,22 @@ def times_ms(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
     return found
 
 
+def two_threads(steps: dict[str, Step], rounds: int) -> dict[str, float]:
+    """How much faster two threads are than one, medians of alternating steps."""
+    found = {}
+    for name in TWO_THREADS:
+        times: dict[int, list[float]] = {1: [], 2: []}
+        for number in range(rounds + 1):
+            for threads in times:
+                torch.set_num_threads(threads)
+                begin = time.perf_counter()
+                steps[name].step()
+                if number:
+                    times[threads].append(time.perf_counter() - begin)
+        found[name] = statistics.median(times[1]) / statistics.median(times[2])
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m msgdas.bench.speed", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each variant")
@@ -84,11 +108,14 @@ def main() -> None:
     found = times_ms(steps, arguments.rounds)
     median = {name: statistics.median(values) for name, values in found.items()}
     base = median[DENSE_NCHW]
+    threads = two_threads(steps, arguments.rounds)
     if arguments.json:
         machine = environment()
         for name, values in found.items():
             row = {"row": name, "ms": values, "speedup": base / median[name], "threads": arguments.threads}
             print(json.dumps({**row, "batch": arguments.batch, "environment": machine}))
+        for name, factor in threads.items():
+            print(json.dumps({"row": f"two threads against one: {name}", "speedup": factor, "environment": machine}))
         return
     print(f"DARTS cell, C=16, 8 layers, 32x32, batch {arguments.batch}, {arguments.threads} thread(s), fp32")
     print(f"{'step (alpha + weights)':44} {'median ms':>10} {'min':>8} {'max':>8} {'faster':>8}")
@@ -97,6 +124,8 @@ def main() -> None:
     print("\nof which")
     for name, slow, quick in SHARES:
         print(f"{name:44} {median[slow] / median[quick]:.2f}x")
+    for name, factor in threads.items():
+        print(f"{'two threads against one: ' + name:44} {factor:.2f}x")
 
 
 if __name__ == "__main__":

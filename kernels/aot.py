@@ -185,9 +185,7 @@ def _print_table(summary: dict[str, dict[str, dict[str, Any]]]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m msgdas.kernels.aot", description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--arch", nargs="+", choices=list(TARGETS), default=list(TARGETS), help="default: all"
-    )
+    parser.add_argument("--arch", nargs="+", choices=list(TARGETS), default=list(TARGETS), help="default: all")
     parser.add_argument("--cells", nargs="+", choices=list(CELLS), default=list(CELLS), help="default: all")
     parser.add_argument("--kernels", nargs="+", default=[], help="only these kernels")
     parser.add_argument("--update", action="store_true", help="write what was found to budgets.json")
@@ -218,7 +216,5 @@ if __name__ == "__main__":
     if triton.knobs.runtime.interpret:
         # The mode is fixed when Triton is imported: a process that interprets cannot compile.
         plain = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-        sys.exit(
-            subprocess.run([sys.executable, "-m", "msgdas.kernels.aot", *sys.argv[1:]], env=plain).returncode
-        )
+        sys.exit(subprocess.run([sys.executable, "-m", "msgdas.kernels.aot", *sys.argv[1:]], env=plain).returncode)
     sys.exit(main())

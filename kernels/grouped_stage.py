@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .branches import Geometry
 from .checks import check_maps, check_rows, check_weights
-from .launch import blocks
+from .launch import all_registers, blocks
 from .reference.batchnorm import EPSILON
 from .taps import (
     AVG,
@@ -377,7 +377,7 @@ def grouped_stage(
         C=c, H=geometry.height, W=geometry.width, HO=geometry.out_height, WO=geometry.out_width, I=geometry.inputs,
         STRIDE=geometry.stride, ROW_STRIDE=geometry.row_stride, LAST=last,
         HAS_DENSE=last and (geometry.stride == 2 or z1_JBHWC is None), WANT_STATS=want,
-        BP=b.pixels, BC=b.channels, BN=b.outputs, ACC=b.acc, DOT=b.dot, num_warps=b.num_warps,
+        BP=b.pixels, BC=b.channels, BN=b.outputs, ACC=b.acc, DOT=b.dot, num_warps=b.num_warps, **all_registers(),
     )  # fmt: skip
     if stats_J2C is not None:
         return z_JBHWC, stats_J2C

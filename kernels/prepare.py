@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .checks import MAP_DTYPES, check_like, wide
 from .errors import KernelError
-from .launch import blocks_of
+from .launch import all_registers, blocks_of
 from .reference.batchnorm import EPSILON
 from .taps import load_pixel, product
 
@@ -125,7 +125,7 @@ def prepare_into(
     prepare_kernel[(tiles, triton.cdiv(c, b.outputs))](
         x_BHWI, first_OI, first_OI if second_OI is None else second_OI, out_BHWO, stats, partial, pixels, tiles,
         height, width, C_IN=x_BHWI.shape[-1], C=c, REDUCE=second_OI is not None, NORMALISE=known, BP=b.pixels,
-        BC=b.channels, BN=b.outputs, ACC=b.acc, DOT=b.dot, num_warps=b.num_warps,
+        BC=b.channels, BN=b.outputs, ACC=b.acc, DOT=b.dot, num_warps=b.num_warps, **all_registers(),
     )  # fmt: skip
     if not known:
         prepare_stats_kernel[(triton.cdiv(c, b.channels),)](

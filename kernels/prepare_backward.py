@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .checks import check_like
 from .errors import KernelError
-from .launch import blocks_of
+from .launch import all_registers, blocks_of
 from .stage_weights import MAX_GROUPS
 from .taps import load_pixel, product
 
@@ -168,7 +168,7 @@ def prepare_backward(
         prepare_input_kernel[(triton.cdiv(in_pixels, b.pixels), triton.cdiv(in_channels, b.outputs))](
             *given, first_OI, first_OI if second_OI is None else second_OI, dx, pixels, in_pixels, x_BHWI.shape[1],
             x_BHWI.shape[2], C_IN=in_channels, C=c, REDUCE=reduce, BP=b.pixels, BC=b.channels, BN=b.outputs,
-            ACC=b.acc, DOT=b.dot, num_warps=b.num_warps,
+            ACC=b.acc, DOT=b.dot, num_warps=b.num_warps, **all_registers(),
         )  # fmt: skip
     dw = x_BHWI.new_empty((c, in_channels) if need_w else 0, dtype=b.wide)
     if need_w:
@@ -178,7 +178,7 @@ def prepare_backward(
         partial = x_BHWI.new_empty(groups, c, in_channels, dtype=b.wide)
         prepare_weights_kernel[(groups, triton.cdiv(c, w.outputs) * triton.cdiv(in_channels, w.channels))](
             *given, partial, pixels, repeat, height, width, C_IN=in_channels, C=c, REDUCE=reduce, BP=w.pixels,
-            BC=w.channels, BO=w.outputs, ACC=w.acc, DOT=w.dot, num_warps=w.num_warps,
+            BC=w.channels, BO=w.outputs, ACC=w.acc, DOT=w.dot, num_warps=w.num_warps, **all_registers(),
         )  # fmt: skip
         _sum(partial, dw, groups, w.acc)
     return dx, dw

@@ -19,7 +19,7 @@ from .checks import (
     check_rows,
     check_vectors,
 )
-from .launch import blocks
+from .launch import all_registers, blocks
 from .taps import (
     AVG_DIRECT,
     CODE,
@@ -199,7 +199,7 @@ def point_backward(
     point_kernel[(triton.cdiv(geometry.pixels, b.pixels), num, triton.cdiv(c, b.outputs))](
         d_nodes, z_JBHWC if v_JBHWC is None else v_JBHWC, z_JBHWC, stats_J2C, sums_J2C, branches_J8, gates_EO,
         pointwise_SCC, u_JBHWC, geometry.pixels, geometry.node_stride, C=c, ROW_STRIDE=geometry.row_stride, LAST=last,
-        BP=b.pixels, BC=b.channels, BN=b.outputs, ACC=b.acc, DOT=b.dot, num_warps=b.num_warps,
+        BP=b.pixels, BC=b.channels, BN=b.outputs, ACC=b.acc, DOT=b.dot, num_warps=b.num_warps, **all_registers(),
     )  # fmt: skip
     return u_JBHWC
 
@@ -225,7 +225,7 @@ def taps_backward(
     inner_kernel[(tiles, num, triton.cdiv(c, b.channels))](
         u_JBHWC, z1_JBHWC, stats1_J2C, branches_J8, depthwise_TC, v_JBHWC, partial, geometry.batch, tiles,
         C=c, H=geometry.out_height, W=geometry.out_width, BP=b.pixels, BC=b.channels, ACC=b.acc,
-        num_warps=b.num_warps,
+        num_warps=b.num_warps, **all_registers(),
     )  # fmt: skip
     sums = torch.empty_like(stats1_J2C)
     inner_sums_kernel[(num, triton.cdiv(c, b.channels))](

@@ -61,6 +61,8 @@ def four_outputs(
     a1 = tl.zeros((BP, BC), ACC)
     a2 = tl.zeros((BP, BC), ACC)
     a3 = tl.zeros((BP, BC), ACC)
+    # A block of channels that fits needs no mask, which is an instruction for every tap.
+    FITS: tl.constexpr = C % BC == 0
     cm = c < C
     for i in range(K):
         h = h0 + i * ROW_STEP
@@ -68,7 +70,9 @@ def four_outputs(
         row = (n * H + h) * W
         for s in tl.static_range((K - 1) * PER_TAP + 1 + 3 * PER_OUTPUT):
             w = w0 + s * COLUMN_STEP
-            inside = (inside_row & (w >= 0) & (w < W))[:, None] & cm[None, :]
+            inside = (inside_row & (w >= 0) & (w < W))[:, None]
+            if not FITS:
+                inside = inside & cm[None, :]
             value = tl.load(x + (row + w)[:, None] * stride + c[None, :], mask=inside, other=0.0).to(ACC)
             if RELU:
                 value = normalised(value, scale, shift, inside, NORM)
@@ -77,7 +81,10 @@ def four_outputs(
                     tap = i * K + (s - t * PER_OUTPUT) // PER_TAP
                     if FLIP:
                         tap = K * K - 1 - tap
-                    weight = tl.load(taps + tap * C + c, mask=cm, other=0.0).to(ACC)[None, :]
+                    if FITS:
+                        weight = tl.load(taps + tap * C + c).to(ACC)[None, :]
+                    else:
+                        weight = tl.load(taps + tap * C + c, mask=cm, other=0.0).to(ACC)[None, :]
                     if t == 0:
                         a0 += value * weight
                     if t == 1:

@@ -55,7 +55,7 @@ def test_launches_of_one_forward(monkeypatch):
         pytest.skip("counts the interpreter's launches")
     from triton.runtime import interpreter
 
-    step = build_step(impl="triton", channels=8, layers=5, batch=1, image=8)
+    step = build_step(impl="triton", channels=8, layers=5, batch=2, image=8)
     launches = Launches()
     call = interpreter.GridExecutor.__call__
 
