@@ -215,9 +215,10 @@ INLINE void mean_backward_row(const float *g, long g_stride, float *d, long d_st
   store(columns, Values<N>{});
   store(columns + (windows + 1) * N, Values<N>{});
   for (long w = 0; w < windows; w++) {
+    const long across = count_of<STRIDE>(w, width);
     Values<N> sum = {};
     for (long h = over.first; h <= over.last; h++)
-      sum += load<N>(g + (h * windows + w) * g_stride) * INVERSE[count_of<STRIDE>(h, height) * count_of<STRIDE>(w, width)];
+      sum += load<N>(g + (h * windows + w) * g_stride) * INVERSE[count_of<STRIDE>(h, height) * across];
     store(columns + (w + 1) * N, sum);
   }
   spread_row<N, STRIDE>(d, d_stride, width, add, [=](long w, int) { return load<N>(columns + (w + 1) * N); });
