@@ -205,9 +205,10 @@ class SuperNet(nn.Module):
         return parameters, weights, tuple(preprocess)
 
     def _branch_rows(self, paths: Paths) -> dict[str, Tensor]:
-        """The kernels' branch table of a sample by cell type."""
+        """The kernels' branch table of a sample, by the cell types that the network has."""
+        kinds = {layer.spec.kind for layer in self.skeleton.layers if isinstance(layer, CellLayer)}
         return {
-            kind: branches_of(getattr(self, f"branch_table_{kind}"), path.indices_EK) for kind, path in paths.items()
+            kind: branches_of(getattr(self, f"branch_table_{kind}"), paths[kind].indices_EK) for kind in sorted(kinds)
         }
 
     def _fused_cell(
