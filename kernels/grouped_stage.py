@@ -376,7 +376,7 @@ def grouped_stage(
         z_JBHWC, partial, counts, geometry.batch, tiles, inputs_IBHWC.stride(0), geometry.node_stride,
         C=c, H=geometry.height, W=geometry.width, HO=geometry.out_height, WO=geometry.out_width, I=geometry.inputs,
         STRIDE=geometry.stride, ROW_STRIDE=geometry.row_stride, LAST=last,
-        HAS_DENSE=last and (geometry.stride == 2 or z1_JBHWC is None), WANT_STATS=want,
+        HAS_DENSE=last and (geometry.stride == 2 or dense_D9CC.shape[0] > 0), WANT_STATS=want,
         BP=b.pixels, BC=b.channels, BN=b.outputs, ACC=b.acc, DOT=b.dot, num_warps=b.num_warps, **all_registers(),
     )  # fmt: skip
     if stats_J2C is not None:
