@@ -93,7 +93,11 @@ def gates() -> dict[str, Any]:
     root = Path(__file__).resolve().parent.parent
     begin = time.perf_counter()
     run = subprocess.run(
-        [Path(sys.executable).with_name("pytest"), "-q", "-x", *GATES], cwd=root, capture_output=True, text=True, check=False
+        [Path(sys.executable).with_name("pytest"), "-q", "-x", *GATES],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     last = run.stdout.strip().splitlines()[-1] if run.stdout.strip() else run.stderr.strip()[-200:]
     return {"row": "gates", "passed": run.returncode == 0, "summary": last, "seconds": time.perf_counter() - begin}

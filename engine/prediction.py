@@ -209,9 +209,7 @@ def dearest(space: SearchSpace, config: SearchConfig) -> Choice:
     takes the n-th dearest.
     """
     order = {stride: _by_cost(space, stride) for stride in (1, 2)}
-    taken = {
-        spec.kind: tuple(tuple(order[edge.stride][: config.k]) for edge in spec.edges) for spec in space.cells
-    }
+    taken = {spec.kind: tuple(tuple(order[edge.stride][: config.k]) for edge in spec.edges) for spec in space.cells}
     if config.mode == "union":
         return [taken]
     return [{kind: tuple((row[n],) for row in rows) for kind, rows in taken.items()} for n in range(config.k)]

@@ -229,6 +229,6 @@ def taps_backward(
     )  # fmt: skip
     sums = torch.empty_like(stats1_J2C)
     inner_sums_kernel[(num, triton.cdiv(c, b.channels))](
-        partial, branches_J8, sums, tiles, C=c, BC=b.channels, BT=16, ACC=b.acc, num_warps=4
+        partial, branches_J8, sums, tiles, C=c, BC=b.channels, BT=8, ACC=b.acc, num_warps=4
     )
     return v_JBHWC, sums

@@ -231,6 +231,10 @@ def dense_weights_kernel(
     x, stride = row_input(rows, j, inputs, nodes, z, input_plane, node_stride, plane, I, C, ROW_STRIDE, False)
     dy = d_nodes + column(rows, 0, OUTPUT) * node_stride
     gate = tl.load(gates + column(rows, j, GATE)).to(ACC)
+    own_stats = stats + j * (2 * C)
+    own_sums = sums + j * (2 * C)
+    down = tap // 3 - 1
+    right = tap % 3 - 1
     total = tl.zeros((BC, BO), ACC)
     for i in range(repeat):
         p = (group * repeat + i) * BP + tl.arange(0, BP)
@@ -238,9 +242,7 @@ def dense_weights_kernel(
         n = p // (HO * WO)
         h = p % (HO * WO) // WO
         w = p % WO
-        a = load_pixel(x, stride, n, h + tap // 3 - 1, w + tap % 3 - 1, alive, c, HO, WO, C, ACC)
-        own_stats = stats + j * (2 * C)
-        own_sums = sums + j * (2 * C)
+        a = load_pixel(x, stride, n, h + down, w + right, alive, c, HO, WO, C, ACC)
         dz = _dz(dy, ROW_STRIDE, z + j * plane, own_stats, own_sums, gate, pixels, n, h, w, alive, o, HO, WO, C, ACC)
         total = product(tl.trans(tl.maximum(a, 0.0)), dz, total, DOT)
     place = partial + ((tl.cast(group, tl.int64) * J + j) * 9 + tap) * (C * C) + c[:, None] * C + o[None, :]
@@ -330,7 +332,7 @@ def stage_weight_grads(
         dense_weights_kernel[(groups, num * 9, triton.cdiv(c, b.channels) * triton.cdiv(c, b.outputs))](
             d_nodes, z_JBHWC, stats_J2C, sums_J2C, inputs_IBHWC, nodes, branches_J8, gates_EO, partial, g.batch,
             g.pixels, repeat, inputs_IBHWC.stride(0), g.node_stride, BC=b.channels, BO=b.outputs, DOT=b.dot, **sizes,
-            **wide,
+            ACC=b.acc, num_warps=b.num_warps,
         )  # fmt: skip
         _sum(partial, branches_J8, d_dense_D9CC, groups, 2, last, has_dense, c, 9 * c * c, b.acc)
 

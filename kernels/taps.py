@@ -67,13 +67,13 @@ def four_outputs(
     for i in range(K):
         h = h0 + i * ROW_STEP
         inside_row = alive & (h >= 0) & (h < H)
-        row = (n * H + h) * W
+        place = x + ((n * H + h) * W + w0)[:, None] * stride + c[None, :]
         for s in tl.static_range((K - 1) * PER_TAP + 1 + 3 * PER_OUTPUT):
             w = w0 + s * COLUMN_STEP
             inside = (inside_row & (w >= 0) & (w < W))[:, None]
             if not FITS:
                 inside = inside & cm[None, :]
-            value = tl.load(x + (row + w)[:, None] * stride + c[None, :], mask=inside, other=0.0).to(ACC)
+            value = tl.load(place + s * COLUMN_STEP * stride, mask=inside, other=0.0).to(ACC)
             if RELU:
                 value = normalised(value, scale, shift, inside, NORM)
             for t in tl.static_range(4):

@@ -224,9 +224,7 @@ class Recorder(TorchDispatchMode):
     def _close(self, name: str) -> None:
         if self._events or name not in self._sections:
             before = self._sections.get(name, Section((), {}))
-            self._sections[name] = Section(
-                before.events + tuple(self._events), Counter(before.work) + self._work
-            )
+            self._sections[name] = Section(before.events + tuple(self._events), Counter(before.work) + self._work)
         self._events, self._work = [], Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -24,8 +24,9 @@ VIEWS = {
 @pytest.mark.parametrize(
     "options",
     [
-        {}, {"mode": "subgraphs"}, {"policy": "bn", "dtype": "bfloat16"}, {"k": 8}, {"space": "nasbench201", "layers": 3},
-        {"method": "gdas"}, {"stem": "imagenet", "image": 64},
+        {}, {"mode": "subgraphs"}, {"policy": "bn", "dtype": "bfloat16"}, {"k": 8},
+        {"space": "nasbench201", "layers": 3},
+      {"method": "gdas"}, {"stem": "imagenet", "image": 64},
     ],
 )  # fmt: skip
 def test_a_step_reads_nothing_from_the_device(options):

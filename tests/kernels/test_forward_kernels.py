@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from msgdas.kernels import backend
+from msgdas.kernels import backend, prepare, prepare_backward
 from msgdas.kernels import bn_combine as combine
 from msgdas.kernels import branches as b
 from msgdas.kernels import grouped_stage as stage
-from msgdas.kernels import prepare, prepare_backward
 from msgdas.kernels.errors import KernelError
 from msgdas.kernels.reference import bn_combine as combine_twin
 from msgdas.kernels.reference import grouped_stage as stage_twin
