@@ -329,7 +329,7 @@ class Learner:
             "weight_optimizer": self.weight_optimizer.state_dict(),
             "alpha_optimizer": self.alpha_optimizer.state_dict(),
             "guidance": self.guidance.state_dict(),
-            "score_baseline": self.score_baseline.item(),
+            "score_baseline": None if torch.isnan(self.score_baseline) else self.score_baseline.item(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -338,7 +338,8 @@ class Learner:
         self.weight_optimizer.load_state_dict(state["weight_optimizer"])
         self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
         self.guidance.load_state_dict(state["guidance"])
-        self.score_baseline.fill_(state["score_baseline"])
+        baseline = state["score_baseline"]
+        self.score_baseline.fill_(math.nan if baseline is None else baseline)
 
 
 @dataclass(frozen=True, slots=True)

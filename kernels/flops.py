@@ -32,7 +32,7 @@ def _stage(values: int, channels: int) -> int:
     return 2 * values * (TAPS + channels)
 
 
-@register_flop_formula(_ops.grouped_stage)  # type: ignore[untyped-decorator]
+@register_flop_formula(_ops.grouped_stage)
 def _grouped_stage(
     inputs: Shape, nodes: Shape, rows: Shape, depthwise: Shape, pointwise: Shape, dense: Shape, z1: Any, stats1: Any,
     stats: Any, geometry: Sequence[int], last: bool, **_: Any,
@@ -40,7 +40,7 @@ def _grouped_stage(
     return _stage(_outputs(rows, geometry), inputs[-1])
 
 
-@register_flop_formula(_ops.point_backward)  # type: ignore[untyped-decorator]
+@register_flop_formula(_ops.point_backward)
 def _point_backward(
     d_nodes: Shape, v: Any, z: Shape, stats: Shape, sums: Shape, rows: Shape, gates: Shape, pointwise: Shape,
     dense: Shape, u: Shape, geometry: Sequence[int], last: bool, **_: Any,
@@ -48,28 +48,28 @@ def _point_backward(
     return 2 * math.prod(z) * z[-1]
 
 
-@register_flop_formula(_ops.taps_backward)  # type: ignore[untyped-decorator]
+@register_flop_formula(_ops.taps_backward)
 def _taps_backward(u: Shape, *_: Any, **__: Any) -> int:
     return 2 * math.prod(u) * TAPS
 
 
-@register_flop_formula(_ops.gather_backward)  # type: ignore[untyped-decorator]
+@register_flop_formula(_ops.gather_backward)
 def _gather_backward(d_nodes: Shape, u: Shape, *_: Any, **__: Any) -> int:
     return 2 * math.prod(u) * TAPS
 
 
-@register_flop_formula(_ops.stage_weight_grads)  # type: ignore[untyped-decorator]
+@register_flop_formula(_ops.stage_weight_grads)
 def _stage_weight_grads(d_nodes: Shape, v: Any, z: Shape, *_: Any, **__: Any) -> int:
     # The depthwise output is made again, then both weights' gradients.
     return _stage(math.prod(z), z[-1]) + 2 * math.prod(z) * TAPS
 
 
-@register_flop_formula(_ops.prepare_into)  # type: ignore[untyped-decorator]
+@register_flop_formula(_ops.prepare_into)
 def _prepare_into(x: Shape, first: Shape, second: Any, out: Shape, stats: Any, **_: Any) -> int:
     return 2 * math.prod(out) * x[-1]
 
 
-@register_flop_formula(_ops.prepare_backward)  # type: ignore[untyped-decorator]
+@register_flop_formula(_ops.prepare_backward)
 def _prepare_backward(
     d: Shape, xhat: Shape, x: Shape, first: Shape, second: Any, stats: Shape, need_x: bool, need_w: bool, **_: Any
 ) -> int:
