@@ -75,7 +75,7 @@ def test_same_seed_same_loss_in_every_policy_and_layout():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"impl": "cuda"}, "implementation"),
+        ({"impl": "cuda"}, "unknown value of impl"),
         ({"gradients": "some"}, "gradients"),
         ({"k": 0}, "1 to 8"),
         ({"k": 9}, "1 to 8"),
