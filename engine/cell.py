@@ -26,7 +26,6 @@ from torch.autograd.function import once_differentiable
 
 from ..kernels.primitives import Reference
 from ..kernels.reference import batchnorm
-from ..kernels.reference.prepare import prepare, prepared_grads
 from .operation import DirectOperation, Drop, Keep, NormalisedOperation, Operation, Source, Tape
 from .space import CellLayer, Edge
 from .weights import Places
@@ -297,7 +296,7 @@ class _Backward:
                 input_grads.append(None)
                 continue
             place = self.call.preprocess[number]
-            dx, self.weight_grads[place] = prepared_grads(
+            dx, self.weight_grads[place] = self.call.kernels.prepared_grads(
                 _or_zeros(d_state, xhat), xhat, x, self.weights[place], self.saved.input_stats[number],
                 need_x=need_x, need_w=self.saved.need_w,
             )  # fmt: skip
@@ -334,7 +333,7 @@ def _prepare_inputs(
     if not call.preprocess:
         return list(inputs), []
     pairs = [
-        prepare(x, weights[place], None if stats is None else stats[number])
+        call.kernels.prepare(x, weights[place], None if stats is None else stats[number])
         for number, (x, place) in enumerate(zip(inputs, call.preprocess, strict=True))
     ]
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]

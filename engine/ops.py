@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..kernels.reference import batchnorm, conv, pooling
+from ..kernels.reference import batchnorm, conv
 from .operation import DirectOperation, Keep, NormalisedOperation, Operation, Shape, Source, Tape
 from .space import SKIP, ZERO
 
@@ -137,7 +137,7 @@ class NormalisedPool(NormalisedOperation):
     def forward(self, tape: Tape, source: Source, keep: Keep) -> Tensor:
         if self.kind == "max":
             return tape.kernels.max_pool(source.x, tape.stride)
-        return pooling.avg_pool(source.x, tape.stride)
+        return tape.kernels.avg_pool(source.x, tape.stride)
 
     def backward(self, tape: Tape, source: Source, dz_BHWC: Tensor) -> None:
         if not source.need_x:
@@ -145,7 +145,7 @@ class NormalisedPool(NormalisedOperation):
         if self.kind == "max":
             source.grad = tape.kernels.add_max_pool_grad(source.grad, dz_BHWC, source.x, tape.stride)
         else:
-            source.add_grad(pooling.avg_pool_input_grad(dz_BHWC, source.x, tape.stride))
+            source.grad = tape.kernels.add_avg_pool_grad(source.grad, dz_BHWC, source.x, tape.stride)
 
     def plain(self, x_BCHW: Tensor, weights: Sequence[Tensor], stride: int) -> Tensor:
         if self.kind == "max":
@@ -157,12 +157,12 @@ class AveragePool(DirectOperation):
     """3x3 mean without BatchNorm (NAS-Bench-201)."""
 
     def forward(self, tape: Tape, source: Source, keep: Keep) -> Tensor:
-        return pooling.avg_pool(source.x, tape.stride)
+        return tape.kernels.avg_pool(source.x, tape.stride)
 
     def backward(self, tape: Tape, source: Source, dy_BHWC: Tensor, gate: float, need_gate: bool) -> Tensor | None:
-        dgate = (dy_BHWC * pooling.avg_pool(source.x, tape.stride)).sum() if need_gate else None
+        dgate = (dy_BHWC * tape.kernels.avg_pool(source.x, tape.stride)).sum() if need_gate else None
         if source.need_x:
-            source.add_grad(pooling.avg_pool_input_grad(dy_BHWC * gate, source.x, tape.stride))
+            source.grad = tape.kernels.add_avg_pool_grad(source.grad, dy_BHWC * gate, source.x, tape.stride)
         return dgate
 
     def plain(self, x_BCHW: Tensor, weights: Sequence[Tensor], stride: int) -> Tensor:
