@@ -8,11 +8,13 @@ A kernel whose result differs gets no figure.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +22,8 @@ from torch import Tensor
 from ..engine.environment import environment
 from ..kernels import native
 from ..kernels.primitives import Native, Reference
+from ..kernels.reference.batchnorm import Stats
+from ..kernels.reference.separable import Separable
 
 TOLERANCE = 1e-4
 GATE = 0.5
@@ -52,7 +56,6 @@ def cases(channels: int, side: int, batch: int) -> Iterator[Case]:
     x, dy = maps(4 * channels)[..., channels : 2 * channels], maps(4 * channels)[..., :channels]
     node, z, a = maps(4 * channels), maps(channels), maps(channels)
     stats, relu = KERNELS[1].stats(z), x.relu()
-    active = KERNELS[1].norm_relu(z, stats)
 
     def accumulate(k: Reference, node: Tensor) -> Tensor:
         out = node[..., channels : 2 * channels]
@@ -64,10 +67,15 @@ def cases(channels: int, side: int, batch: int) -> Iterator[Case]:
     yield _case(
         "backward of these, gate's gradient", lambda k, z: k.norm_backward(dy, z, stats, k.node_sum(dy), GATE)[0], z
     )
-    yield _case("BatchNorm and ReLU", lambda k: k.norm_relu(z, stats))
-    yield _case("backward of these", lambda k, d, z: k.inner_backward_(d, active, z, stats), a, z)
-    yield _case("BatchNorm backward from its output", lambda k, d: k.xhat_backward_(d, z, stats[1]), a)
     yield _case("ReLU backward, added", lambda k, d, da: k.add_relu_grad(d, da, x, relu), z, a)
+    yield from _separable(x, dy, node, channels)
+    wide, weights = maps(4 * channels), [torch.randn(channels, 4 * channels, generator=generator)]
+    xhat, found = KERNELS[1].prepare(wide, weights, None)
+    yield _case("preparation of an input", lambda k: k.prepare(wide, weights, None)[0])
+    yield _case(
+        "preparation, backward",
+        lambda k, d: k.prepared_grads(d, xhat, wide, weights, found, need_x=True, need_w=True)[0], z,
+    )  # fmt: skip
     for stride in (1, 2):
         yield from _pools(x, maps(channels, stride), z, stride)
 
@@ -101,6 +109,38 @@ def _depthwise(maps: Callable[..., Tensor], channels: int) -> Iterator[Case]:
                 return native.depthwise_weight_grad(g, x, side, dilation, stride)
 
             yield Case(f"depthwise {side}x{side} dilation {dilation} stride {stride}, weight gradient", plain, ours)
+
+
+def _separable(x: Tensor, dy: Tensor, node: Tensor, channels: int) -> Iterator[Case]:
+    """Whole operations, into a node and back."""
+    for name, side, dilation, stages in (("sep", 3, 1, 2), ("sep", 5, 1, 2), ("dil", 3, 2, 1), ("dil", 5, 2, 1)):
+        generator = torch.Generator().manual_seed(side)
+        weights = []
+        for _ in range(stages):
+            weights.append(torch.randn(side, side, channels, generator=generator).permute(2, 0, 1).unsqueeze(1) / side)
+            weights.append(torch.randn(channels, channels, generator=generator) / channels**0.5)
+
+        def forward(
+            k: Reference, node: Tensor, weights: list[Tensor] = weights, dilation: int = dilation
+        ) -> tuple[Separable, Tensor, Stats]:
+            one = Separable(weights, dilation, 1)
+            z, stats, _ = k.accumulate_separable_(node[..., channels : 2 * channels], one, x, GATE)
+            return one, z, stats
+
+        def both(k: Reference, node: Tensor, d: Tensor, *, need_w: bool, run: Callable[..., Any] = forward) -> Tensor:
+            one, z, stats = run(k, node)
+            k.separable_backward(one, x, dy, z, stats, k.node_sum(dy), GATE, d, need_x=True, need_w=need_w)
+            return d
+
+        def alone(k: Reference, node: Tensor, run: Callable[..., Any] = forward) -> Tensor:
+            return run(k, node)[1]
+
+        kind = f"{name}_conv_{side}x{side}"
+        yield _case(f"{kind} into a node", alone, node)
+        yield _case(f"{kind}, and its gradients", functools.partial(both, need_w=True), node, torch.zeros_like(dy))
+        yield _case(
+            f"{kind}, and all but its weights'", functools.partial(both, need_w=False), node, torch.zeros_like(dy)
+        )
 
 
 def _pools(x: Tensor, g: Tensor, d: Tensor, stride: int) -> Iterator[Case]:

@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from ..kernels.primitives import Reference
 from ..kernels.reference import batchnorm
-from .operation import DirectOperation, Drop, Keep, NormalisedOperation, Operation, Source, Tape
+from .operation import DirectOperation, Drop, Keep, NormalisedOperation, Operation, Source, Tape, Through
 from .space import CellLayer, Edge
 from .weights import Places
 
@@ -112,13 +112,14 @@ class CellFunction(torch.autograd.Function):
                 if source.x is not states[branch.edge.source]:
                     source = Source(call.kernels, states[branch.edge.source])
                 gate = gates[branch.row][branch.column]
-                z = branch.operation.forward(tape, source, keep)
-                if isinstance(branch.operation, DirectOperation):
-                    states[target].add_(z, alpha=gate)
+                operation = branch.operation
+                if isinstance(operation, DirectOperation):
+                    states[target].add_(operation.forward(tape, source, keep), alpha=gate)
                     out_stats.append(None)
                     kept_z.append(None)
                     continue
-                stats, constant_C = call.kernels.accumulate_(states[target], z, gate)
+                assert isinstance(operation, NormalisedOperation)
+                z, stats, constant_C = operation.accumulate_(tape, source, keep, states[target], gate)
                 if constant_C is not None:
                     mean_sum_C = constant_C if mean_sum_C is None else mean_sum_C.add_(constant_C)
                 out_stats.append(stats)
@@ -231,13 +232,10 @@ class _Backward:
         saved.kept_z[number] = None
         assert stats is not None
         if z is None:
-            z = operation.forward(tape, source, Keep(taps=tape.need_w, inner=True, activations=True))
-        dz, gate_grad = self.call.kernels.norm_backward(dy, z, stats, sum_dy_C, gate)
+            z = operation.forward(tape, source, Keep(taps=tape.need_w, inner=True))
+        gate_grad = operation.backward(tape, source, Through(dy, z, stats, sum_dy_C, gate))
         if self.need_gates:
             self.gate_grads.append((branch.row, branch.column, gate_grad))
-        del z
-        operation.backward(tape, source, dz)
-        tape.maps.clear()
 
     def _store_weight_grads(self, number: int) -> None:
         """Copy an operation's gradients to its places; what was not sampled stays zero."""

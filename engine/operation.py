@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..kernels.primitives import Reference
 from ..kernels.reference import batchnorm, dropblock
+from ..kernels.reference.separable import Separable
 
 Shape = tuple[int, ...]
 MAX_NETWORKS = 64
@@ -62,12 +63,10 @@ class Keep:
     Attributes:
         taps: inputs of pointwise convolutions (needed for their weight gradients only).
         inner: inputs of inner BatchNorms.
-        activations: inputs of inner depthwise convolutions (one ReLU away from `inner`).
     """
 
     taps: bool = False
     inner: bool = False
-    activations: bool = False
 
 
 @dataclass(slots=True)
@@ -80,8 +79,7 @@ class Tape:
         need_w: whether weight gradients are wanted.
         kernels: what computes.
         drop_mask: makes the mask of Dropblock-Identity for a map, or None.
-        inner_stats: of inner BatchNorms, from the first pass on.
-        maps: kept intermediate maps by name; backward takes them out as it goes.
+        separable: what a separable convolution remembers.
         weight_grads: one for each weight, after backward.
     """
 
@@ -90,9 +88,27 @@ class Tape:
     need_w: bool
     kernels: Reference
     drop_mask: Callable[[Tensor], Tensor] | None = None
-    inner_stats: list[batchnorm.Stats] = field(default_factory=list)
-    maps: dict[str, Tensor] = field(default_factory=dict)
+    separable: Separable | None = None
     weight_grads: list[Tensor | None] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Through:
+    """A node's gradient on its way through an operation's BatchNorm and gate.
+
+    Attributes:
+        dy: of the node; not to be written to.
+        z: input of the BatchNorm; used up.
+        stats: its statistics.
+        sum_dy_C: what `node_sum` said of dy.
+        gate: of the operation.
+    """
+
+    dy: Tensor
+    z: Tensor
+    stats: batchnorm.Stats
+    sum_dy_C: Tensor | None
+    gate: float
 
 
 class Source:
@@ -175,8 +191,21 @@ class Operation:
 class NormalisedOperation(Operation):
     """Ends in a BatchNorm that the node applies."""
 
-    def backward(self, tape: Tape, source: Source, dz_BHWC: Tensor) -> None:
-        """Add to the source's gradient and fill the tape's weight gradients; dz may be overwritten."""
+    def accumulate_(
+        self, tape: Tape, source: Source, keep: Keep, out_BHWC: Tensor, gate: float
+    ) -> tuple[Tensor, batchnorm.Stats, Tensor | None]:
+        """out += gate * BatchNorm(z) in a first pass: (z, its statistics, a constant as in `Reference.accumulate_`)."""
+        z = self.forward(tape, source, keep)
+        return z, *tape.kernels.accumulate_(out_BHWC, z, gate)
+
+    def backward(self, tape: Tape, source: Source, through: Through) -> Tensor | float:
+        """Add to the source's gradient and fill the tape's weight gradients; returns the gate's."""
+        dz, gate_grad = tape.kernels.norm_backward(through.dy, through.z, through.stats, through.sum_dy_C, through.gate)
+        self.input_backward(tape, source, dz)
+        return gate_grad
+
+    def input_backward(self, tape: Tape, source: Source, dz_BHWC: Tensor) -> None:
+        """The same from z's gradient on, which may be overwritten."""
         raise NotImplementedError
 
 

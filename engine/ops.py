@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..kernels.reference import batchnorm, conv
-from .operation import DirectOperation, Keep, NormalisedOperation, Operation, Shape, Source, Tape
+from ..kernels.reference.separable import Separable
+from .operation import DirectOperation, Keep, NormalisedOperation, Operation, Shape, Source, Tape, Through
 from .space import SKIP, ZERO
 
 
@@ -34,62 +35,30 @@ class DepthwiseSeparable(NormalisedOperation):
         return ((channels, 1, self.side, self.side), (channels, channels)) * self.stages
 
     def forward(self, tape: Tape, source: Source, keep: Keep) -> Tensor:
-        a, stride, z = source.relu(), tape.stride, None
-        for stage in range(self.stages):
-            if z is not None:
-                if len(tape.inner_stats) < stage:
-                    tape.inner_stats.append(tape.kernels.stats(z))
-                a, stride = tape.kernels.norm_relu(z, tape.inner_stats[stage - 1]), 1
-                if keep.inner:
-                    tape.maps[f"z{stage - 1}"] = z
-                if keep.activations:
-                    tape.maps[f"a{stage}"] = a
-            t = conv.depthwise(a, tape.weights[2 * stage], self.dilation, stride)
-            if keep.taps:
-                tape.maps[f"t{stage}"] = t
-            z = conv.pointwise(t, tape.weights[2 * stage + 1])
-        assert z is not None
+        one = self._on(tape)
+        z = tape.kernels.separable(one, source.x)
+        one.release(inner=not keep.inner, taps=not keep.taps)
         return z
 
-    def backward(self, tape: Tape, source: Source, dz_BHWC: Tensor) -> None:
-        if not (source.need_x or tape.need_w):
-            return
-        grads: list[Tensor | None] = [None] * (2 * self.stages)
-        dz: Tensor | None = dz_BHWC
-        del dz_BHWC
-        for stage in reversed(range(self.stages)):
-            depthwise_w, pointwise_w = tape.weights[2 * stage : 2 * stage + 2]
-            stride = tape.stride if stage == 0 else 1
-            z_before = tape.maps.pop(f"z{stage - 1}") if stage else None
-            need_x = stage > 0 or source.need_x
-            if z_before is None:
-                a = source.relu()
-            else:
-                kept = tape.maps.pop(f"a{stage}", None)
-                a = tape.kernels.norm_relu(z_before, tape.inner_stats[stage - 1]) if kept is None else kept
-                del kept
-            assert dz is not None
-            if tape.need_w:
-                grads[2 * stage + 1] = conv.pointwise_weight_grad(dz, self._taps(tape, stage, a, depthwise_w, stride))
-            dt = conv.pointwise_input_grad(dz, pointwise_w)
-            dz = None
-            da, grads[2 * stage] = tape.kernels.depthwise_grads(
-                dt, a, depthwise_w, self.dilation, stride, need_x=need_x, need_w=tape.need_w
-            )
-            del dt
-            if z_before is None:
-                source.add_relu_grad(da)
-                break
-            assert da is not None
-            dz = tape.kernels.inner_backward_(da, a, z_before, tape.inner_stats[stage - 1])
-            del da, a, z_before
-        tape.weight_grads = grads
+    def accumulate_(
+        self, tape: Tape, source: Source, keep: Keep, out_BHWC: Tensor, gate: float
+    ) -> tuple[Tensor, batchnorm.Stats, Tensor | None]:
+        one = self._on(tape)
+        found = tape.kernels.accumulate_separable_(out_BHWC, one, source.x, gate)
+        one.release(inner=not keep.inner, taps=not keep.taps)
+        return found
 
-    def _taps(self, tape: Tape, stage: int, a: Tensor, depthwise_w: Tensor, stride: int) -> Tensor:
-        """The input of a stage's pointwise convolution, kept or made again."""
-        if f"t{stage}" in tape.maps:
-            return tape.maps.pop(f"t{stage}")
-        return conv.depthwise(a, depthwise_w, self.dilation, stride)
+    def backward(self, tape: Tape, source: Source, through: Through) -> Tensor | float:
+        gate_grad, source.grad, tape.weight_grads = tape.kernels.separable_backward(
+            self._on(tape), source.x, through.dy, through.z, through.stats, through.sum_dy_C, through.gate, source.grad,
+            need_x=source.need_x, need_w=tape.need_w,
+        )  # fmt: skip
+        return gate_grad
+
+    def _on(self, tape: Tape) -> Separable:
+        if tape.separable is None:
+            tape.separable = Separable(tape.weights, self.dilation, tape.stride)
+        return tape.separable
 
     def plain(self, x_BCHW: Tensor, weights: Sequence[Tensor], stride: int) -> Tensor:
         padding = self.dilation * (self.side // 2)
@@ -115,7 +84,7 @@ class ReluConv(NormalisedOperation):
     def forward(self, tape: Tape, source: Source, keep: Keep) -> Tensor:
         return conv.conv(source.relu(), tape.weights[0], tape.stride)
 
-    def backward(self, tape: Tape, source: Source, dz_BHWC: Tensor) -> None:
+    def input_backward(self, tape: Tape, source: Source, dz_BHWC: Tensor) -> None:
         if not (source.need_x or tape.need_w):
             return
         da, dw = conv.conv_grads(
@@ -139,7 +108,7 @@ class NormalisedPool(NormalisedOperation):
             return tape.kernels.max_pool(source.x, tape.stride)
         return tape.kernels.avg_pool(source.x, tape.stride)
 
-    def backward(self, tape: Tape, source: Source, dz_BHWC: Tensor) -> None:
+    def input_backward(self, tape: Tape, source: Source, dz_BHWC: Tensor) -> None:
         if not source.need_x:
             return
         if self.kind == "max":
@@ -201,7 +170,7 @@ class FactorizedReduce(NormalisedOperation):
     def forward(self, tape: Tape, source: Source, keep: Keep) -> Tensor:
         return conv.factorized_reduce(source.relu(), (tape.weights[0], tape.weights[1]))
 
-    def backward(self, tape: Tape, source: Source, dz_BHWC: Tensor) -> None:
+    def input_backward(self, tape: Tape, source: Source, dz_BHWC: Tensor) -> None:
         half = tape.weights[0].shape[0]
         grads: list[Tensor | None] = [None, None]
         for index, phase in enumerate(conv.phases_of_reduction(source.relu())):

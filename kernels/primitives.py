@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from . import native
-from .reference import batchnorm, conv, pooling, prepare
+from .reference import batchnorm, pooling, prepare, separable
 from .reference.batchnorm import EPSILON, Stats
+from .reference.separable import Separable
 
 
 class Reference:
@@ -46,21 +47,28 @@ class Reference:
         dz = batchnorm.input_grad(dy_BHWC, z_BHWC, stats, sum_dy_C, sum_dy_xhat_C, gate, overwrite_z=True)
         return dz, sum_dy_xhat_C.sum()
 
-    def norm_relu(self, z_BHWC: Tensor, stats: Stats) -> Tensor:
-        """relu(BatchNorm(z))."""
-        return batchnorm.normalize_relu(z_BHWC, stats)
+    def separable(self, one: Separable, x_BHWC: Tensor) -> Tensor:
+        """z of the last stage; see `reference.separable.forward`."""
+        return separable.forward(one, x_BHWC)
 
-    def inner_backward_(self, da_BHWC: Tensor, a_BHWC: Tensor, z_BHWC: Tensor, stats: Stats) -> Tensor:
-        """dz of a = relu(BatchNorm(z)); overwrites da and z."""
-        dy = torch.ops.aten.threshold_backward.grad_input(da_BHWC, a_BHWC, 0, grad_input=da_BHWC)
-        sum_dy = batchnorm.sum_rows(dy)
-        sum_dy_xhat = batchnorm.sum_dy_xhat(dy, z_BHWC, stats, sum_dy)
-        return batchnorm.input_grad(dy, z_BHWC, stats, sum_dy, sum_dy_xhat, 1.0, overwrite_z=True)
+    def accumulate_separable_(
+        self, out_BHWC: Tensor, one: Separable, x_BHWC: Tensor, gate: float
+    ) -> tuple[Tensor, Stats, Tensor | None]:
+        """(z, its statistics, a constant) of a first pass whose result goes to a node: see `accumulate_`."""
+        z = self.separable(one, x_BHWC)
+        return z, *self.accumulate_(out_BHWC, z, gate)
 
-    def depthwise_grads(
-        self, g_BHWC: Tensor, x_BHWC: Tensor, w_C1kk: Tensor, dilation: int, stride: int, *, need_x: bool, need_w: bool
-    ) -> tuple[Tensor | None, Tensor | None]:
-        return conv.depthwise_grads(g_BHWC, x_BHWC, w_C1kk, dilation, stride, need_x=need_x, need_w=need_w)
+    def separable_backward(
+        self, one: Separable, x_BHWC: Tensor, dy_BHWC: Tensor, z_BHWC: Tensor, stats: Stats, sum_dy_C: Tensor | None,
+        gate: float, grad: Tensor | None, *, need_x: bool, need_w: bool,
+    ) -> tuple[Tensor | float, Tensor | None, list[Tensor | None]]:  # fmt: skip
+        """(gradient of the gate, x's gradient so far plus this one's, gradients of the weights).
+
+        Uses up z and what `one` kept.
+        """
+        dz, gate_grad = self.norm_backward(dy_BHWC, z_BHWC, stats, sum_dy_C, gate)
+        grad, grads = separable.backward(one, x_BHWC, dz, grad, need_x=need_x, need_w=need_w)
+        return gate_grad, grad, grads
 
     def max_pool(self, x_BHWC: Tensor, stride: int) -> Tensor:
         return pooling.max_pool(x_BHWC, stride)
@@ -83,27 +91,16 @@ class Reference:
         da = torch.ops.aten.threshold_backward.grad_input(da_BHWC, relu_BHWC, 0, grad_input=da_BHWC)
         return da if grad is None else grad.add_(da)
 
-    def normalize_(self, z_BHWC: Tensor, stats: Stats) -> Tensor:
-        """xhat, written over z."""
-        return batchnorm.normalize_(z_BHWC, stats)
-
-    def xhat_backward_(self, dy_BHWC: Tensor, xhat_BHWC: Tensor, rstd_C: Tensor) -> Tensor:
-        """dz of out = xhat(z), written over dy."""
-        return batchnorm.input_grad_from_xhat_(dy_BHWC, xhat_BHWC, rstd_C)
-
     def prepare(self, x_BHWC: Tensor, weights: Sequence[Tensor], stats: Stats | None) -> tuple[Tensor, Stats]:
         """See `reference.prepare.prepare`."""
-        return prepare.prepare(x_BHWC, weights, stats, batch_stats=self.stats, normalize_=self.normalize_)
+        return prepare.prepare(x_BHWC, weights, stats)
 
     def prepared_grads(
         self, d_BHWO: Tensor, xhat_BHWO: Tensor, x_BHWC: Tensor, weights: Sequence[Tensor], stats: Stats,
         *, need_x: bool, need_w: bool,
     ) -> tuple[Tensor | None, list[Tensor | None]]:  # fmt: skip
         """See `reference.prepare.prepared_grads`."""
-        return prepare.prepared_grads(
-            d_BHWO, xhat_BHWO, x_BHWC, weights, stats, need_x=need_x, need_w=need_w,
-            xhat_backward_=self.xhat_backward_,
-        )  # fmt: skip
+        return prepare.prepared_grads(d_BHWO, xhat_BHWO, x_BHWC, weights, stats, need_x=need_x, need_w=need_w)
 
 
 class Native(Reference):
@@ -114,14 +111,12 @@ class Native(Reference):
     def stats(self, z_BHWC: Tensor) -> Stats:
         if not native.fits(z_BHWC):
             return super().stats(z_BHWC)
-        mean_C, rstd_C = native.batch_stats(z_BHWC, EPSILON).unbind()
-        return mean_C, rstd_C
+        return _apart(native.batch_stats(z_BHWC, EPSILON))
 
     def accumulate_(self, out_BHWC: Tensor, z_BHWC: Tensor, gate: float) -> tuple[Stats, Tensor | None]:
         if not native.fits(z_BHWC) or native.pixel_stride(out_BHWC) is None:
             return super().accumulate_(out_BHWC, z_BHWC, gate)
-        mean_C, rstd_C = native.accumulate_(out_BHWC, z_BHWC, gate, EPSILON).unbind()
-        return (mean_C, rstd_C), None
+        return _apart(native.accumulate_(out_BHWC, z_BHWC, gate, EPSILON)), None
 
     def node_sum(self, dy_BHWC: Tensor) -> Tensor | None:
         return super().node_sum(dy_BHWC) if native.pixel_stride(dy_BHWC) is None else None
@@ -134,33 +129,69 @@ class Native(Reference):
             return super().norm_backward(dy_BHWC, z_BHWC, stats, sum_dy_C, gate)
         return native.norm_backward_(dy_BHWC, z_BHWC, _joined(stats), gate)
 
-    def norm_relu(self, z_BHWC: Tensor, stats: Stats) -> Tensor:
-        if not native.fits(z_BHWC):
-            return super().norm_relu(z_BHWC, stats)
-        return native.normalize(z_BHWC, _joined(stats), relu=True)
+    def prepare(self, x_BHWC: Tensor, weights: Sequence[Tensor], stats: Stats | None) -> tuple[Tensor, Stats]:
+        if not native.projects(x_BHWC, weights):
+            return super().prepare(x_BHWC, weights, stats)
+        given = None if stats is None else _joined(stats)
+        xhat_BHWO, found_2O = native.projection(x_BHWC, weights, given, EPSILON)
+        return xhat_BHWO, _apart(found_2O)
 
-    def inner_backward_(self, da_BHWC: Tensor, a_BHWC: Tensor, z_BHWC: Tensor, stats: Stats) -> Tensor:
-        if not native.fits(z_BHWC, da_BHWC):
-            return super().inner_backward_(da_BHWC, a_BHWC, z_BHWC, stats)
-        return native.norm_backward_(da_BHWC, z_BHWC, _joined(stats), 1.0, behind_relu=True)[0]
+    def prepared_grads(
+        self, d_BHWO: Tensor, xhat_BHWO: Tensor, x_BHWC: Tensor, weights: Sequence[Tensor], stats: Stats,
+        *, need_x: bool, need_w: bool,
+    ) -> tuple[Tensor | None, list[Tensor | None]]:  # fmt: skip
+        if not (native.projects(x_BHWC, weights) and native.fits(d_BHWO, xhat_BHWO)):
+            return super().prepared_grads(d_BHWO, xhat_BHWO, x_BHWC, weights, stats, need_x=need_x, need_w=need_w)
+        return native.projection_backward(d_BHWO, xhat_BHWO, x_BHWC, weights, stats[1], need_x=need_x, need_w=need_w)
 
-    def normalize_(self, z_BHWC: Tensor, stats: Stats) -> Tensor:
-        if not native.fits(z_BHWC):
-            return super().normalize_(z_BHWC, stats)
-        return native.normalize(z_BHWC, _joined(stats), relu=False, out=z_BHWC)
+    def separable(self, one: Separable, x_BHWC: Tensor) -> Tensor:
+        z_BHWC, _ = self._separable(one, x_BHWC, None, 1.0)
+        return super().separable(one, x_BHWC) if z_BHWC is None else z_BHWC
 
-    def xhat_backward_(self, dy_BHWC: Tensor, xhat_BHWC: Tensor, rstd_C: Tensor) -> Tensor:
-        if not native.fits(dy_BHWC, xhat_BHWC):
-            return super().xhat_backward_(dy_BHWC, xhat_BHWC, rstd_C)
-        return native.xhat_backward_(dy_BHWC, xhat_BHWC, rstd_C)
+    def accumulate_separable_(
+        self, out_BHWC: Tensor, one: Separable, x_BHWC: Tensor, gate: float
+    ) -> tuple[Tensor, Stats, Tensor | None]:
+        z_BHWC, stats_2C = self._separable(one, x_BHWC, out_BHWC, gate)
+        if z_BHWC is None or stats_2C is None:
+            return super().accumulate_separable_(out_BHWC, one, x_BHWC, gate)
+        return z_BHWC, _apart(stats_2C), None
 
-    def depthwise_grads(
-        self, g_BHWC: Tensor, x_BHWC: Tensor, w_C1kk: Tensor, dilation: int, stride: int, *, need_x: bool, need_w: bool
+    def _separable(
+        self, one: Separable, x_BHWC: Tensor, out_BHWC: Tensor | None, gate: float
     ) -> tuple[Tensor | None, Tensor | None]:
-        if not need_w or not native.takes(g_BHWC, x_BHWC) or w_C1kk.shape[-1] not in (3, 5):
-            return super().depthwise_grads(g_BHWC, x_BHWC, w_C1kk, dilation, stride, need_x=need_x, need_w=need_w)
-        dx, _ = super().depthwise_grads(g_BHWC, x_BHWC, w_C1kk, dilation, stride, need_x=need_x, need_w=False)
-        return dx, native.depthwise_weight_grad(g_BHWC, x_BHWC, w_C1kk.shape[-1], dilation, stride)
+        """(z, its statistics), both None where the kernels do not take it."""
+        if not _separable_fits(one, x_BHWC) or not _written(out_BHWC):
+            return None, None
+        batch, height, width, channels = x_BHWC.shape
+        shape = batch, -(-height // one.stride), -(-width // one.stride), channels
+        one.release()
+        zs = [x_BHWC.new_empty(shape) for _ in range(one.stages)]
+        known = len(one.inner_stats)
+        stats = [_joined(given) for given in one.inner_stats]
+        stats += [x_BHWC.new_empty(2, channels) for _ in range(one.stages - known)]
+        native.Separable(x_BHWC, one.weights, one.dilation, one.stride, zs, stats, EPSILON).forward(
+            known, out=out_BHWC, gate=gate
+        )
+        one.inner_stats[known:] = [_apart(found) for found in stats[known:-1]]
+        one.inner_zs[:] = zs[:-1]
+        return zs[-1], stats[-1]
+
+    def separable_backward(
+        self, one: Separable, x_BHWC: Tensor, dy_BHWC: Tensor, z_BHWC: Tensor, stats: Stats, sum_dy_C: Tensor | None,
+        gate: float, grad: Tensor | None, *, need_x: bool, need_w: bool,
+    ) -> tuple[Tensor | float, Tensor | None, list[Tensor | None]]:  # fmt: skip
+        if not (_separable_fits(one, x_BHWC) and native.pixel_stride(dy_BHWC) is not None and _written(grad)):
+            return super().separable_backward(
+                one, x_BHWC, dy_BHWC, z_BHWC, stats, sum_dy_C, gate, grad, need_x=need_x, need_w=need_w
+            )
+        every = [_joined(known) for known in (*one.inner_stats, stats)]
+        call = native.Separable(x_BHWC, one.weights, one.dilation, one.stride, [*one.inner_zs, z_BHWC], every, EPSILON)
+        dx_BHWC = x_BHWC.new_empty(x_BHWC.shape) if need_x and grad is None else grad
+        gate_grad, grads = call.backward(
+            dy_BHWC, gate, dx=dx_BHWC if need_x else None, add=grad is not None, need_w=need_w
+        )
+        one.release()
+        return gate_grad, dx_BHWC, grads
 
     def max_pool(self, x_BHWC: Tensor, stride: int) -> Tensor:
         return super().max_pool(x_BHWC, stride) if not _pooled(x_BHWC, stride) else native.max_pool(x_BHWC, stride)
@@ -196,6 +227,15 @@ def _pooled(x_BHWC: Tensor, stride: int) -> bool:
 def _written(grad: Tensor | None) -> bool:
     """Whether the kernels can add to a gradient."""
     return grad is None or native.pixel_stride(grad) is not None
+
+
+def _separable_fits(one: Separable, x_BHWC: Tensor) -> bool:
+    return native.pixel_stride(x_BHWC) is not None and native.separable_weights(one.weights)
+
+
+def _apart(stats_2C: Tensor) -> Stats:
+    mean_C, rstd_C = stats_2C.unbind()
+    return mean_C, rstd_C
 
 
 def _joined(stats: Stats) -> Tensor:

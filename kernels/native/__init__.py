@@ -1,4 +1,4 @@
-"""The C++ kernels of the CPU, through ctypes; norm.cpp, pool.cpp and depthwise.cpp say what they compute.
+"""The C++ kernels of the CPU, through ctypes; the .cpp files say what they compute.
 
 Shape suffixes: B batch, H height, W width, C channels. All take fp32 NHWC maps that `fits` accepts; where it says so
 they also take a slice of a wider map along the channels, which `pixel_stride` knows. They run on torch's number of
@@ -10,31 +10,54 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+from collections.abc import Sequence
 from ctypes import c_double, c_int, c_long, c_void_p
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 SETS = ("baseline", "AVX2", "AVX-512")
-INTERFACE = 2  # As in dispatch.cpp: an editable install can outlive the signatures that its library was built with.
+INTERFACE = 3  # As in dispatch.cpp: an editable install can outlive the signatures that its library was built with.
 _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "depthwise_weight_grad": ([c_void_p] * 3 + [c_long] * 4 + [c_int] * 4, None),
     "batch_stats": ([c_void_p, c_long, c_long, c_void_p, c_double, c_int], None),
     "accumulate": ([c_void_p, c_long, c_long, c_double, c_void_p, c_long, c_void_p, c_double, c_int], None),
-    "normalize": ([c_void_p, c_long, c_long, c_void_p, c_void_p, c_int, c_int], None),
-    "norm_backward": (
-        [c_void_p, c_long, c_void_p, c_long, c_long, c_double, c_void_p, c_void_p, c_int, c_int], c_double,
-    ),
-    "xhat_backward": ([c_void_p, c_void_p, c_long, c_long, c_void_p, c_void_p, c_int], None),
+    "norm_backward": ([c_void_p, c_long, c_void_p, c_long, c_long, c_double, c_void_p, c_int], c_double),
     "add_where_positive": ([c_void_p, c_long, c_void_p, c_void_p, c_long, c_long, c_long, c_int], None),
     "max_pool": ([c_void_p, c_long, c_void_p] + [c_long] * 4 + [c_int] * 2, None),
     "max_pool_backward": ([c_void_p, c_long, c_void_p, c_void_p, c_long] + [c_long] * 4 + [c_int] * 3, None),
     "avg_pool": ([c_void_p, c_long, c_void_p] + [c_long] * 4 + [c_int] * 2, None),
     "avg_pool_backward": ([c_void_p, c_void_p, c_long] + [c_long] * 4 + [c_int] * 3, None),
+    "separable_forward": ([c_void_p, c_int, c_double, c_void_p, c_long], None),
+    "separable_backward": ([c_void_p, c_void_p, c_long, c_double, c_void_p], c_double),
+    "projection_forward": ([c_void_p, c_void_p, c_void_p, c_int, c_double], None),
+    "projection_backward": ([c_void_p] * 7, None),
     "instruction_set": ([], c_int),
     "limit_instruction_set": ([c_int], c_int),
 }  # fmt: skip
+
+
+class _Separable(ctypes.Structure):
+    _fields_: ClassVar = [
+        ("x", c_void_p), ("depthwise", c_void_p * 2), ("pointwise", c_void_p * 2), ("z", c_void_p * 2),
+        ("stats", c_void_p * 2), *((name, c_long) for name in ("x_stride", "batch", "height", "width", "channels")),
+        *((name, c_int) for name in ("side", "dilation", "stride", "stages", "threads")), ("epsilon", c_double),
+    ]  # fmt: skip
+
+
+class _SeparableGrads(ctypes.Structure):
+    _fields_: ClassVar = [
+        ("dx", c_void_p), ("depthwise", c_void_p * 2), ("pointwise", c_void_p * 2), ("dx_stride", c_long),
+        ("add", c_int),
+    ]  # fmt: skip
+
+
+class _Projection(ctypes.Structure):
+    _fields_: ClassVar = [
+        ("x", c_void_p), ("weights", c_void_p * 2),
+        *((name, c_long) for name in ("batch", "height", "width", "inputs", "outputs")), ("threads", c_int),
+    ]  # fmt: skip
 
 
 @functools.cache
@@ -146,37 +169,13 @@ def accumulate_(out_BHWC: Tensor, z_BHWC: Tensor, gate: float, epsilon: float) -
     return stats
 
 
-def normalize(z_BHWC: Tensor, stats_2C: Tensor, *, relu: bool, out: Tensor | None = None) -> Tensor:
-    """xhat or relu(xhat); `out` may be z."""
-    out = torch.empty_like(z_BHWC) if out is None else out
-    _call(
-        "normalize", z_BHWC.data_ptr(), _rows(z_BHWC), z_BHWC.shape[-1], stats_2C.data_ptr(), out.data_ptr(), relu,
-        torch.get_num_threads(),
-    )  # fmt: skip
-    return out
-
-
-def norm_backward_(
-    dy_BHWC: Tensor, z_BHWC: Tensor, stats_2C: Tensor, gate: float, *, behind_relu: bool = False
-) -> tuple[Tensor, float]:
-    """(dz of gate * BatchNorm(z), gradient of the gate); dz is written over z.
-
-    With `behind_relu` dy counts where xhat is positive only. dy may be a slice along the channels.
-    """
+def norm_backward_(dy_BHWC: Tensor, z_BHWC: Tensor, stats_2C: Tensor, gate: float) -> tuple[Tensor, float]:
+    """(dz of gate * BatchNorm(z), gradient of the gate); dz is written over z. dy may be a slice along the channels."""
     gate_grad = _call(
         "norm_backward", dy_BHWC.data_ptr(), _pixel(dy_BHWC), z_BHWC.data_ptr(), _rows(z_BHWC), z_BHWC.shape[-1],
-        gate, stats_2C.data_ptr(), z_BHWC.data_ptr(), behind_relu, torch.get_num_threads(),
+        gate, stats_2C.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return z_BHWC, gate_grad
-
-
-def xhat_backward_(dy_BHWC: Tensor, xhat_BHWC: Tensor, rstd_C: Tensor) -> Tensor:
-    """dz of BatchNorm(z) where the normalised map was kept; written over dy."""
-    _call(
-        "xhat_backward", dy_BHWC.data_ptr(), xhat_BHWC.data_ptr(), _rows(dy_BHWC), dy_BHWC.shape[-1],
-        rstd_C.data_ptr(), dy_BHWC.data_ptr(), torch.get_num_threads(),
-    )  # fmt: skip
-    return dy_BHWC
 
 
 def add_where_positive_(d_BHWC: Tensor, da_BHWC: Tensor, x_BHWC: Tensor) -> None:
@@ -226,3 +225,114 @@ def avg_pool_backward_(d_BHWC: Tensor, g_BHWC: Tensor, stride: int, *, add: bool
         "avg_pool_backward", g_BHWC.data_ptr(), d_BHWC.data_ptr(), _pixel(d_BHWC), batch, height, width, channels,
         stride, add, torch.get_num_threads(),
     )  # fmt: skip
+
+
+class Separable:
+    """One separable convolution on its way through the kernels (separable.cpp).
+
+    Args:
+        x_BHWC: input; may be a slice along the channels.
+        weights: depthwise [C, 1, k, k] and pointwise [C, C] of each of its one or two stages, as `separable_weights`
+            accepts them.
+        dilation, stride: of the depthwise convolutions; the second stage has stride 1.
+        zs: of each stage before its BatchNorm, written by `forward`.
+        stats: (mean, rstd) [2, C] of each z; those that are not known yet are written by `forward`.
+        epsilon: of BatchNorm.
+    """
+
+    def __init__(
+        self, x_BHWC: Tensor, weights: Sequence[Tensor], dilation: int, stride: int, zs: Sequence[Tensor],
+        stats: Sequence[Tensor], epsilon: float,
+    ) -> None:  # fmt: skip
+        self.weights, self.zs = weights, zs
+        self._kept = (x_BHWC, stats)
+        self._call = _Separable(
+            x_BHWC.data_ptr(), _addresses(weights[::2]), _addresses(weights[1::2]), _addresses(zs), _addresses(stats),
+            _pixel(x_BHWC), *x_BHWC.shape, weights[0].shape[-1], dilation, stride, len(zs), torch.get_num_threads(),
+            epsilon,
+        )  # fmt: skip
+
+    def forward(self, known: int, *, out: Tensor | None = None, gate: float = 1.0) -> None:
+        """Write z of each stage, and the statistics beyond the first `known`; out += gate * BatchNorm(last z).
+
+        `out` may be a slice along the channels.
+        """
+        address, pixel = (None, 0) if out is None else (out.data_ptr(), _pixel(out))
+        _call("separable_forward", ctypes.byref(self._call), known, gate, address, pixel)
+
+    def backward(
+        self, dy_BHWC: Tensor, gate: float, *, dx: Tensor | None, add: bool, need_w: bool
+    ) -> tuple[float, list[Tensor | None]]:
+        """(gradient of the gate, gradients of the weights) for a node's gradient dy, which may be a slice.
+
+        dx is written or added to. Where there are two stages, the last z is overwritten.
+        """
+        grads: list[Any] = [torch.empty_like(weight) if need_w else None for weight in self.weights]
+        address, pixel = (None, 0) if dx is None else (dx.data_ptr(), _pixel(dx))
+        to = _SeparableGrads(address, _addresses(grads[::2]), _addresses(grads[1::2]), pixel, add)
+        gate_grad = _call(
+            "separable_backward", ctypes.byref(self._call), dy_BHWC.data_ptr(), _pixel(dy_BHWC), gate, ctypes.byref(to)
+        )
+        return gate_grad, grads
+
+
+def separable_weights(weights: Sequence[Tensor]) -> bool:
+    """Whether `Separable` takes these weights: channels last, as they lie in a cell's arenas."""
+    if not takes(*weights):
+        return False
+    for depthwise, pointwise in zip(weights[::2], weights[1::2], strict=True):
+        channels, _, side, _ = depthwise.shape
+        if side not in (3, 5) or depthwise.stride()[0::2] + depthwise.stride()[3:] != (1, side * channels, channels):
+            return False
+        if not pointwise.is_contiguous():
+            return False
+    return True
+
+
+_Pair = c_void_p * 2
+
+
+def _addresses(tensors: Sequence[Tensor | None]) -> Any:
+    return _Pair(*(None if tensor is None else tensor.data_ptr() for tensor in tensors))
+
+
+def _projection(x_BHWC: Tensor, weights: Sequence[Tensor]) -> _Projection:
+    first, second = (*weights, None)[:2]
+    outputs = sum(weight.shape[0] for weight in weights)
+    return _Projection(x_BHWC.data_ptr(), _addresses((first, second)), *x_BHWC.shape, outputs, torch.get_num_threads())
+
+
+def projects(x_BHWC: Tensor, weights: Sequence[Tensor]) -> bool:
+    """Whether the two functions below take these: contiguous, and even sides where there are two weights."""
+    even = len(weights) == 1 or (x_BHWC.shape[1] % 2 == 0 and x_BHWC.shape[2] % 2 == 0)
+    return even and fits(x_BHWC, *weights)
+
+
+def projection(
+    x_BHWC: Tensor, weights: Sequence[Tensor], stats_2O: Tensor | None, epsilon: float
+) -> tuple[Tensor, Tensor]:
+    """(xhat of the 1x1 convolutions of relu(x), its statistics [2, O]): one weight [O, C], or the two of a
+    FactorizedReduce [O / 2, C]. Given statistics are used as they are."""
+    batch, height, width, _ = x_BHWC.shape
+    halves, outputs = len(weights), sum(weight.shape[0] for weight in weights)
+    xhat_BHWO = x_BHWC.new_empty(batch, height // halves, width // halves, outputs)
+    stats = x_BHWC.new_empty(2, outputs) if stats_2O is None else stats_2O
+    call = _projection(x_BHWC, weights)
+    known = stats_2O is not None
+    _call("projection_forward", ctypes.byref(call), xhat_BHWO.data_ptr(), stats.data_ptr(), known, epsilon)
+    return xhat_BHWO, stats
+
+
+def projection_backward(
+    d_BHWO: Tensor, xhat_BHWO: Tensor, x_BHWC: Tensor, weights: Sequence[Tensor], rstd_O: Tensor,
+    *, need_x: bool, need_w: bool,
+) -> tuple[Tensor | None, list[Tensor | None]]:  # fmt: skip
+    """(dx, gradients of the weights) of `projection`, None where not needed."""
+    dx = x_BHWC.new_empty(x_BHWC.shape) if need_x else None
+    grads: list[Tensor | None] = [torch.empty_like(weight) if need_w else None for weight in weights]
+    call = _projection(x_BHWC, weights)
+    pointers = [None if tensor is None else tensor.data_ptr() for tensor in (dx, *grads, None)[:3]]
+    _call(
+        "projection_backward", ctypes.byref(call), d_BHWO.data_ptr(), xhat_BHWO.data_ptr(), rstd_O.data_ptr(), *pointers
+    )
+    return dx, grads

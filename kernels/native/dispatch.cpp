@@ -1,6 +1,4 @@
 // The library's C interface: a call goes to the kernels of the best instruction set that this CPU has.
-#include <vector>
-
 #include "kernels.h"
 
 namespace {
@@ -32,7 +30,7 @@ Set chosen = detect();
 extern "C" {
 
 // One more with every change of a signature below; __init__.py has the same number.
-int msgdas_interface() { return 2; }
+int msgdas_interface() { return 3; }
 
 int msgdas_instruction_set() { return static_cast<int>(chosen); }
 
@@ -49,39 +47,17 @@ void msgdas_depthwise_weight_grad(const float *x, const float *g, float *dw, lon
 }
 
 void msgdas_batch_stats(const float *z, long rows, long channels, float *stats, double epsilon, int threads) {
-  CALL(batch_stats, z, rows, channels, stats, stats + channels, epsilon, threads);
+  CALL(batch_stats, z, rows, channels, stats, epsilon, threads);
 }
 
-// Statistics of z, then out += gate * (z - mean) * rstd.
 void msgdas_accumulate(const float *z, long rows, long channels, double gate, float *out, long stride, float *stats,
                        double epsilon, int threads) {
-  msgdas_batch_stats(z, rows, channels, stats, epsilon, threads);
-  std::vector<float> scale(channels), shift(channels);
-  for (long c = 0; c < channels; c++) {
-    scale[c] = static_cast<float>(gate * stats[channels + c]);
-    shift[c] = -stats[c] * scale[c];
-  }
-  CALL(scale_add, z, rows, channels, scale.data(), shift.data(), out, stride, threads);
+  CALL(accumulate, z, rows, channels, gate, out, stride, stats, epsilon, threads);
 }
 
-// out = xhat of z by given statistics, or relu(xhat); `out` may be z.
-void msgdas_normalize(const float *z, long rows, long channels, const float *stats, float *out, int behind_relu,
-                      int threads) {
-  std::vector<float> shift(channels);
-  for (long c = 0; c < channels; c++) shift[c] = -stats[c] * stats[channels + c];
-  CALL(scale_to, z, rows, channels, stats + channels, shift.data(), out, behind_relu, threads);
-}
-
-// Gradient of out = gate * xhat(z), or of out = relu(xhat(z)); returns the gate's. `dz` may be z or a contiguous dy.
-double msgdas_norm_backward(const float *dy, long dy_stride, const float *z, long rows, long channels, double gate,
-                            const float *stats, float *dz, int behind_relu, int threads) {
-  return CALL(norm_backward, dy, dy_stride, z, rows, channels, gate, stats, stats + channels, dz, behind_relu, threads);
-}
-
-// The same for out = xhat(z), where xhat was kept and z was not; `dz` may be dy.
-void msgdas_xhat_backward(const float *dy, const float *xhat, long rows, long channels, const float *rstd, float *dz,
-                          int threads) {
-  CALL(xhat_backward, dy, xhat, rows, channels, rstd, dz, threads);
+double msgdas_norm_backward(const float *dy, long dy_stride, float *z, long rows, long channels, double gate,
+                            const float *stats, int threads) {
+  return CALL(norm_backward, dy, dy_stride, z, rows, channels, gate, stats, threads);
 }
 
 void msgdas_add_where_positive(float *d, long d_stride, const float *da, const float *x, long x_stride, long rows,
@@ -108,6 +84,25 @@ void msgdas_avg_pool(const float *x, long x_stride, float *y, long batch, long h
 void msgdas_avg_pool_backward(const float *g, float *d, long d_stride, long batch, long height, long width,
                               long channels, int stride, int add, int threads) {
   CALL(avg_pool_backward, g, d, d_stride, batch, height, width, channels, stride, add, threads);
+}
+
+void msgdas_separable_forward(const Separable *call, int known, double gate, float *out, long out_stride) {
+  CALL(separable_forward, *call, known, gate, out, out_stride);
+}
+
+double msgdas_separable_backward(const Separable *call, const float *dy, long dy_stride, double gate,
+                                 const SeparableGrads *grads) {
+  return CALL(separable_backward, *call, dy, dy_stride, gate, *grads);
+}
+
+void msgdas_projection_forward(const Projection *call, float *xhat, float *stats, int known, double epsilon) {
+  CALL(projection_forward, *call, xhat, stats, known, epsilon);
+}
+
+void msgdas_projection_backward(const Projection *call, const float *d, const float *xhat, const float *rstd, float *dx,
+                                float *first_dw, float *second_dw) {
+  float *const dw[2] = {first_dw, second_dw};
+  CALL(projection_backward, *call, d, xhat, rstd, dx, dw);
 }
 
 }  // extern "C"

@@ -5,7 +5,7 @@ Shape suffixes: B batch, H height, W width, C channels; maps are NHWC.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,18 +13,10 @@ from torch import Tensor
 from . import batchnorm, conv
 
 
-def prepare(
-    x_BHWC: Tensor,
-    weights: Sequence[Tensor],
-    stats: batchnorm.Stats | None,
-    *,
-    batch_stats: Callable[[Tensor], batchnorm.Stats] = batchnorm.batch_stats,
-    normalize_: Callable[[Tensor, batchnorm.Stats], Tensor] = batchnorm.normalize_,
-) -> tuple[Tensor, batchnorm.Stats]:
+def prepare(x_BHWC: Tensor, weights: Sequence[Tensor], stats: batchnorm.Stats | None) -> tuple[Tensor, batchnorm.Stats]:
     """(normalised map, its statistics); given statistics are used again, so a second pass gives the same map.
 
-    One weight [O, C] is a 1x1 convolution, two of [O / 2, C] are a FactorizedReduce. `batch_stats` and `normalize_`
-    stand in for those of `batchnorm`.
+    One weight [O, C] is a 1x1 convolution, two of [O / 2, C] are a FactorizedReduce.
     """
     stored = [weight.to(x_BHWC.dtype) for weight in weights]
     if len(stored) == 1:
@@ -32,8 +24,8 @@ def prepare(
     else:
         z_BHWO = conv.factorized_reduce(x_BHWC, (stored[0], stored[1]), relu=True)
     if stats is None:
-        stats = batch_stats(z_BHWO)
-    return normalize_(z_BHWO, stats), stats
+        stats = batchnorm.batch_stats(z_BHWO)
+    return batchnorm.normalize_(z_BHWO, stats), stats
 
 
 def prepared_grads(
@@ -45,13 +37,9 @@ def prepared_grads(
     *,
     need_x: bool,
     need_w: bool,
-    xhat_backward_: Callable[[Tensor, Tensor, Tensor], Tensor] = batchnorm.input_grad_from_xhat_,
 ) -> tuple[Tensor | None, list[Tensor | None]]:
-    """(gradient of the input, gradients of the weights), None where not needed; overwrites d.
-
-    `xhat_backward_` stands in for `batchnorm.input_grad_from_xhat_`.
-    """
-    dz_BHWO = xhat_backward_(d_BHWO, xhat_BHWO, stats[1])
+    """(gradient of the input, gradients of the weights), None where not needed; overwrites d."""
+    dz_BHWO = batchnorm.input_grad_from_xhat_(d_BHWO, xhat_BHWO, stats[1])
     if len(weights) == 1:
         return _pointwise_backward(dz_BHWO, x_BHWC, weights[0], None, need_x, need_w)
     dx_BHWC = torch.zeros_like(x_BHWC) if need_x else None

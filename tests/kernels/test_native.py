@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from msgdas.kernels import native
 from msgdas.kernels.primitives import Native, Reference, primitives
 from msgdas.kernels.reference import batchnorm
+from msgdas.kernels.reference.separable import Separable
 
 pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
 CHANNELS = (3, 16, 20, 24, 48, 64)
@@ -63,10 +64,67 @@ def test_depthwise_weight_gradient(channels, side, dilation, stride):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+def separable(channels, side, dilation, stages, *, stride=1, dtype=torch.float32):
+    """A convolution whose depthwise weights lie as in a cell's arena."""
+    weights = []
+    for stage in range(stages):
+        weights += [
+            maps(side, side, channels, seed=10 + stage).permute(2, 0, 1).unsqueeze(1) / side,
+            maps(channels, channels, seed=20 + stage) / channels**0.5,
+        ]
+    return Separable([weight.to(dtype) for weight in weights], dilation, stride)
+
+
+@pytest.mark.usefixtures("instruction_set")
+@pytest.mark.parametrize("channels", CHANNELS)
+@pytest.mark.parametrize(("side", "dilation", "stages"), [(3, 1, 2), (5, 1, 2), (3, 2, 1), (5, 2, 1)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_separable_convolutions_and_their_gradients(channels, side, dilation, stages, stride):
+    close = {"rtol": 2e-4, "atol": 2e-4, "check_dtype": False}
+    for height, width in ((9, 8), (6, 4)):
+        values = maps(BATCH, height, width, channels)
+        x, _ = sliced(values)
+        exact = separable(channels, side, dilation, stages, stride=stride, dtype=torch.float64)
+        one = separable(channels, side, dilation, stages, stride=stride)
+        shape = BATCH, -(-height // stride), -(-width // stride), channels
+        theirs = REFERENCE.separable(exact, values.double())
+        stats = batchnorm.batch_stats(theirs)
+        expected = 1 + 0.7 * (theirs - stats[0]) * stats[1]
+        dy, _ = sliced(maps(*shape, seed=1))
+        gate_grad, dx, dws = REFERENCE.separable_backward(
+            exact, values.double(), dy.double(), theirs, stats, dy.double().sum((0, 1, 2)), 0.7, None,
+            need_x=True, need_w=True,
+        )  # fmt: skip
+
+        out, wide = sliced(torch.ones(shape))
+        z, found, constant = KERNELS.accumulate_separable_(out, one, x, 0.7)
+        assert constant is None and around_is_untouched(wide) and len(one.inner_stats) == stages - 1
+        torch.testing.assert_close(out, expected, **close)
+        one.release()
+        assert torch.equal(KERNELS.separable(one, x), z), "made again by the statistics of the first pass"
+        grad, wide = sliced(torch.ones_like(values))
+        ours = KERNELS.separable_backward(one, x, dy, z, found, None, 0.7, grad, need_x=True, need_w=True)
+        assert ours[1] is grad and around_is_untouched(wide)
+        torch.testing.assert_close(grad, 1 + dx, **close)
+        assert ours[0] == pytest.approx(gate_grad.item(), rel=1e-3, abs=1e-3)
+        for got, wanted in zip(ours[2], dws, strict=True):
+            torch.testing.assert_close(got.double(), wanted, rtol=1e-3, atol=1e-3 * wanted.abs().max().item())
+
+
+def test_a_separable_convolution_computes_only_what_is_asked_for():
+    x, dy = maps(2, 6, 6, 8), maps(2, 6, 6, 8, seed=1)
+    for need_x, need_w in ((True, False), (False, True), (False, False)):
+        one = separable(8, 3, 1, 2)
+        z, stats, _ = KERNELS.accumulate_separable_(torch.zeros_like(dy), one, x, 0.5)
+        gate, dx, dws = KERNELS.separable_backward(one, x, dy, z, stats, None, 0.5, None, need_x=need_x, need_w=need_w)
+        assert isinstance(gate, float) and (dx is not None) == need_x
+        assert all((dw is not None) == need_w for dw in dws) and not one.inner_zs
+
+
 @pytest.mark.usefixtures("instruction_set")
 @pytest.mark.parametrize("channels", CHANNELS)
 @pytest.mark.parametrize("rows", [(3, 8, 8), (1, 3, 5), (2, 31, 33)])
-def test_batchnorm_gate_and_relu(channels, rows):
+def test_batchnorm_and_gate(channels, rows):
     z = maps(*rows, channels).mul(2).add(3).requires_grad_()
     gate = torch.tensor(0.7, requires_grad=True)
     dy = maps(*rows, channels, seed=1)
@@ -79,21 +137,13 @@ def test_batchnorm_gate_and_relu(channels, rows):
     torch.testing.assert_close(nchw(out), 1 + 0.7 * normal.detach(), **close)
     given = KERNELS.stats(z.detach())
     assert all(torch.equal(a, b) for a, b in zip(stats, given, strict=True))
-    torch.testing.assert_close(nchw(KERNELS.norm_relu(z.detach(), given)), normal.detach().relu(), **close)
-    torch.testing.assert_close(nchw(KERNELS.normalize_(z.detach().clone(), given)), normal.detach(), **close)
 
-    expected, d_gate = torch.autograd.grad(gate * normal, (z, gate), nchw(dy).double(), retain_graph=True)
+    expected, d_gate = torch.autograd.grad(gate * normal, (z, gate), nchw(dy).double())
     strided, wide = sliced(dy)
     dz, found = KERNELS.norm_backward(strided, z.detach().clone(), given, None, 0.7)
     assert around_is_untouched(wide) and torch.equal(strided, dy)
     torch.testing.assert_close(dz, expected, **close)
     assert found == pytest.approx(d_gate.item(), rel=1e-4, abs=2e-4 * dy.numel() ** 0.5)
-    from_xhat = KERNELS.xhat_backward_(0.7 * dy, normal.detach().permute(0, 2, 3, 1).float().contiguous(), given[1])
-    torch.testing.assert_close(from_xhat, expected, **close)
-
-    (expected,) = torch.autograd.grad(normal.relu(), z, nchw(dy).double())
-    a = KERNELS.norm_relu(z.detach(), given)
-    torch.testing.assert_close(KERNELS.inner_backward_(dy.clone(), a, z.detach().clone(), given), expected, **close)
 
 
 def test_statistics_of_a_map_far_from_zero_and_of_a_constant_one():
@@ -103,7 +153,9 @@ def test_statistics_of_a_map_far_from_zero_and_of_a_constant_one():
     exact = torch.rsqrt(z.double().var((0, 1, 2), unbiased=False) + batchnorm.EPSILON)
     torch.testing.assert_close(rstd.double(), exact, rtol=1e-5, atol=0)
     constant = torch.full((2, 5, 5, 20), 0.3)
-    assert KERNELS.normalize_(constant.clone(), KERNELS.stats(constant)).abs().max() < 1e-4
+    out = torch.zeros_like(constant)
+    KERNELS.accumulate_(out, constant, 1.0)
+    assert out.abs().max() < 1e-4
 
 
 @pytest.mark.usefixtures("instruction_set")
@@ -144,13 +196,19 @@ def test_gradient_of_relu_where_x_is_positive(channels):
 
 @pytest.mark.usefixtures("instruction_set")
 def test_results_do_not_depend_on_the_number_of_threads():
-    x, g = maps(7, 9, 11, 20), maps(7, 9, 11, 20, seed=1)
+    x, g = maps(19, 6, 10, 20), maps(19, 6, 10, 20, seed=1)
 
     def everything():
         stats = native.batch_stats(x, 1e-5)
         dz, gate = native.norm_backward_(g, x.clone(), stats, 0.3)
         grad = KERNELS.add_max_pool_grad(None, g, x, 1)
-        return [native.depthwise_weight_grad(g, x, 5, 2, 1), stats, dz, torch.tensor(gate), grad]
+        xhat, found = KERNELS.prepare(x, [maps(20, 20, seed=2)], None)
+        dx, dw = KERNELS.prepared_grads(g.clone(), xhat, x, [maps(20, 20, seed=2)], found, need_x=True, need_w=True)
+        one = separable(20, 5, 1, 2)
+        z, outer, _ = KERNELS.accumulate_separable_(torch.zeros_like(g), one, x, 0.3)
+        d_gate, d, dws = KERNELS.separable_backward(one, x, g, z, outer, None, 0.3, None, need_x=True, need_w=True)
+        gates = torch.tensor([gate, d_gate])
+        return [native.depthwise_weight_grad(g, x, 5, 2, 1), stats, dz, gates, grad, xhat, dx, *dw, *outer, d, *dws]
 
     before, found = torch.get_num_threads(), []
     for number in (1, 2, 3):
@@ -169,9 +227,9 @@ def test_what_is_not_a_number_does_not_get_lost(channels):
         expected = F.max_pool2d(nchw(x), 3, stride, 1)
         torch.testing.assert_close(nchw(native.max_pool(x, stride)), expected, equal_nan=True)
     mean, rstd = KERNELS.stats(x)
-    assert mean.isnan().all() and KERNELS.norm_relu(x, (mean, rstd)).isnan().all()
-    stats = torch.stack([torch.zeros(channels), torch.ones(channels)])
-    torch.testing.assert_close(native.normalize(x, stats, relu=True), x.relu(), equal_nan=True)
+    assert mean.isnan().all() and rstd.isnan().all()
+    z = KERNELS.separable(separable(channels, 3, 1, 1), torch.where(x.isinf(), 0.0, x))
+    assert z[0].isnan().any() and not z[1].isnan().any()
     grad = torch.zeros_like(x)
     infinite = torch.full_like(x, float("inf"))
     native.add_where_positive_(grad, infinite, torch.full_like(x, -1.0))
@@ -181,6 +239,8 @@ def test_what_is_not_a_number_does_not_get_lost(channels):
 def test_maps_that_the_kernels_do_not_take_go_through_plain_pytorch():
     for x in (maps(2, 6, 8, 4).double(), nchw(maps(2, 4, 6, 8)), maps(2, 12, 8, 4)[:, ::2], maps(2, 6, 8, 8)[..., ::2]):
         assert native.pixel_stride(x) is None
+        one = separable(x.shape[-1], 3, 1, 2, dtype=x.dtype)
+        torch.testing.assert_close(KERNELS.separable(one, x), REFERENCE.separable(one, x))
         g = torch.ones_like(x)
         for stride in (1, 2):
             torch.testing.assert_close(KERNELS.max_pool(x, stride), REFERENCE.max_pool(x, stride))
