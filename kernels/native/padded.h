@@ -1,6 +1,7 @@
 // One sample of a map with a border of zeros, so that no loop over the taps of a convolution asks what lies inside.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
 #include "gemm.h"
@@ -24,6 +25,19 @@ INLINE Padded padded(float *data, long height, long width, long channels, long b
   return {data, (width + 2 * border) * channels, channels, border};
 }
 
+// The rows of a window, as pointers that the compiler cannot derive from each other: it would keep an address for every
+// tap, in memory, and load more of those than values.
+template <int ROWS> struct Rows {
+  const float *at[ROWS];
+  INLINE Rows(const float *x, long line) {
+#pragma GCC unroll 5
+    for (int i = 0; i < ROWS; i++) {
+      at[i] = x + i * line;
+      asm("" : "+r"(at[i]));
+    }
+  }
+};
+
 // out[w] = sum over taps of weights[tap] * x[w * stride + tap], for one row of windows. `x` is the first window's first
 // tap; taps lie `apart` pixels from each other.
 template <int N, int K>
@@ -33,14 +47,15 @@ INLINE void window_row(const float *x, long row, long channels, int apart, int s
 #pragma GCC unroll 25
   for (int t = 0; t < K * K; t++) w[t] = load<N>(weights + t * channels);
   const long step = stride * channels, column = apart * channels, line = apart * row;
-  for (long p = 0; p < count; p++, x += step, out += channels) {
-    Values<N> sum = load<N>(x) * w[0];
+  const Rows<K> rows(x, line);
+  for (long p = 0; p < count; p++) {
+    Values<N> sum = load<N>(rows.at[0] + p * step) * w[0];
 #pragma GCC unroll 5
     for (int i = 0; i < K; i++)
 #pragma GCC unroll 5
       for (int j = 0; j < K; j++)
-        if (i + j > 0) sum += load<N>(x + i * line + j * column) * w[i * K + j];
-    store(out, sum);
+        if (i + j > 0) sum += load<N>(rows.at[i] + p * step + j * column) * w[i * K + j];
+    store(out + p * channels, sum);
   }
 }
 
@@ -61,40 +76,64 @@ INLINE void scatter_row(float *x, long row, long channels, int apart, int stride
   }
 }
 
-// sums[tap] += sum over windows of x[window + tap] * g[window], for tap rows [first, first + ROWS) of a K x K kernel.
+// A sample and the gradient of its windows; rows of both may be longer than their maps.
+struct Windows {
+  const float *x, *g, *zeros;  // `zeros`: a row of them, for windows that reach over the map's ends.
+  long x_row, g_row, height, width, channels;
+  int side, apart, stride;
+  long border() const { return side / 2 * long(apart); }
+};
+
+// sums[tap] += sum over windows w of x[w + tap] * g[w], for tap rows [first, first + ROWS) of a K x K kernel. Taps that
+// lie outside of the map are left out.
 template <int N, int K, int ROWS>
-INLINE void tap_sums(const float *x, long row, long channels, int apart, int stride, const float *g, long g_row,
-                     long height, long width, float *sums) {
-  const long step = stride * channels, column = apart * channels, line = apart * row;
+INLINE void tap_sums(const Windows &at, long c, int first, float *sums) {
+  const long channels = at.channels, step = at.stride * channels, column = at.apart * channels, border = at.border();
+  const long out_height = (at.height + at.stride - 1) / at.stride, out_width = (at.width + at.stride - 1) / at.stride;
+  // Windows [inner, outer) lie inside the map's width.
+  const long inner = std::min(out_width, (border + at.stride - 1) / at.stride);
+  const long outer = std::max(inner, std::min(out_width, (at.width - 1 - border + at.stride) / at.stride));
   Values<N> a[ROWS * K];
 #pragma GCC unroll 25
   for (int t = 0; t < ROWS * K; t++) a[t] = load<N>(sums + t * channels);
-  for (long h = 0; h < height; h++) {
-    const float *from = x + h * stride * row, *grads = g + h * g_row;
-    for (long w = 0; w < width; w++, from += step, grads += channels) {
-      const Values<N> grad = load<N>(grads);
+  for (long h = 0; h < out_height; h++) {
+    const float *rows[ROWS], *grads = at.g + h * at.g_row + c;
+    for (int i = 0; i < ROWS; i++) {
+      const long from = h * at.stride + (first + i) * at.apart - border;
+      rows[i] = (from < 0 || from >= at.height ? at.zeros : at.x + from * at.x_row) + c - border * channels;
+    }
+    const auto at_border = [&](long begin, long end) {
+      for (long w = begin; w < end; w++) {
+        const Values<N> grad = load<N>(grads + w * channels);
+#pragma GCC unroll 5
+        for (int j = 0; j < K; j++) {
+          const long pixel = w * at.stride + j * at.apart - border;
+          if (pixel < 0 || pixel >= at.width) continue;
+#pragma GCC unroll 5
+          for (int i = 0; i < ROWS; i++) a[i * K + j] += load<N>(rows[i] + w * step + j * column) * grad;
+        }
+      }
+    };
+    at_border(0, inner);
+    for (long w = inner; w < outer; w++) {
+      const Values<N> grad = load<N>(grads + w * channels);
 #pragma GCC unroll 5
       for (int i = 0; i < ROWS; i++)
 #pragma GCC unroll 5
-        for (int j = 0; j < K; j++) a[i * K + j] += load<N>(from + i * line + j * column) * grad;
+        for (int j = 0; j < K; j++) a[i * K + j] += load<N>(rows[i] + w * step + j * column) * grad;
     }
+    at_border(outer, out_width);
   }
 #pragma GCC unroll 25
   for (int t = 0; t < ROWS * K; t++) store(sums + t * channels, a[t]);
 }
 
-// All taps, as many at once as registers hold, with two to spare.
-template <int N, int K>
-INLINE void all_tap_sums(const float *x, long row, long channels, int apart, int stride, const float *g, long g_row,
-                         long height, long width, float *sums) {
+// All taps of one vector of channels, as many at once as registers hold, with two to spare.
+template <int N, int K> INLINE void all_tap_sums(const Windows &at, long c, float *sums) {
   constexpr int rows = K * K + 2 <= REGISTERS ? K : (REGISTERS - 2) / K;
   constexpr int rest = K % rows;
-  for (int i = 0; i + rows <= K; i += rows)
-    tap_sums<N, K, rows>(x + i * apart * row, row, channels, apart, stride, g, g_row, height, width,
-                         sums + i * K * channels);
-  if constexpr (rest > 0)
-    tap_sums<N, K, rest>(x + (K - rest) * apart * row, row, channels, apart, stride, g, g_row, height, width,
-                         sums + (K - rest) * K * channels);
+  for (int i = 0; i + rows <= K; i += rows) tap_sums<N, K, rows>(at, c, i, sums + i * K * at.channels + c);
+  if constexpr (rest > 0) tap_sums<N, K, rest>(at, c, K - rest, sums + (K - rest) * K * at.channels + c);
 }
 
 template <class Do> INLINE void pick(int side, Do run) {
@@ -104,15 +143,10 @@ template <class Do> INLINE void pick(int side, Do run) {
     run(std::integral_constant<int, 5>{});
 }
 
-// The same for all channels: sums [taps, C] over a sample, for windows of side 3 or 5 that start at the border.
-INLINE void add_tap_sums(const Padded &a, int side, int apart, int stride, const float *g, long g_row, long height,
-                         long width, float *sums) {
-  const float *from = a.at(-a.border, -a.border);
-  for_channels(a.channels, [&](auto lanes, long c) {
-    pick(side, [&](auto k) {
-      all_tap_sums<decltype(lanes)::lanes, decltype(k)::value>(from + c, a.row, a.channels, apart, stride, g + c, g_row,
-                                                               height, width, sums + c);
-    });
+// The same for all channels: sums [taps, C].
+INLINE void add_tap_sums(const Windows &at, float *sums) {
+  for_channels(at.channels, [&](auto lanes, long c) {
+    pick(at.side, [&](auto side) { all_tap_sums<decltype(lanes)::lanes, decltype(side)::value>(at, c, sums); });
   });
 }
 

@@ -103,7 +103,9 @@ void weight_sums(const Stage &s, long n, const Room &room, float *pointwise, flo
   fill(s, s.sample(n), room.a);
   for (long h = 0; h < s.out_height; h++) taps_row(s, room.a, h, room.t + h * s.out_width * c);
   add_outer(room.dz, c, c, room.t, c, c, s.out_pixels(), pointwise);
-  add_tap_sums(room.a, s.side, s.apart, s.stride, room.dt.at(0, 0), room.dt.row, s.out_height, s.out_width, depthwise);
+  const Windows windows{room.a.at(0, 0), room.dt.at(0, 0), room.a.at(-s.border, 0), room.a.row, room.dt.row,
+                        s.height, s.width, c, s.side, s.apart, s.stride};
+  add_tap_sums(windows, depthwise);
 }
 
 // Calls use(h, row) with the gradient of each row of the stage's input behind its ReLU; reads room.dt.
