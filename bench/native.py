@@ -8,7 +8,6 @@ A kernel whose result differs gets no figure.
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import statistics
 import time
@@ -127,9 +126,9 @@ def _separable(x: Tensor, dy: Tensor, node: Tensor, channels: int) -> Iterator[C
             z, stats, _ = k.accumulate_separable_(node[..., channels : 2 * channels], one, x, GATE)
             return one, z, stats
 
-        def both(k: Reference, node: Tensor, d: Tensor, *, need_w: bool, run: Callable[..., Any] = forward) -> Tensor:
+        def both(k: Reference, node: Tensor, d: Tensor, *grads: Tensor, run: Callable[..., Any] = forward) -> Tensor:
             one, z, stats = run(k, node)
-            k.separable_backward(one, x, dy, z, stats, k.node_sum(dy), GATE, d, need_x=True, need_w=need_w)
+            k.separable_backward(one, x, dy, z, stats, k.node_sum(dy), GATE, d, grads, need_x=True)
             return d
 
         def alone(k: Reference, node: Tensor, run: Callable[..., Any] = forward) -> Tensor:
@@ -137,10 +136,9 @@ def _separable(x: Tensor, dy: Tensor, node: Tensor, channels: int) -> Iterator[C
 
         kind = f"{name}_conv_{side}x{side}"
         yield _case(f"{kind} into a node", alone, node)
-        yield _case(f"{kind}, and its gradients", functools.partial(both, need_w=True), node, torch.zeros_like(dy))
-        yield _case(
-            f"{kind}, and all but its weights'", functools.partial(both, need_w=False), node, torch.zeros_like(dy)
-        )
+        d = torch.zeros_like(dy)
+        yield _case(f"{kind}, and its gradients", both, node, d, *weights)
+        yield _case(f"{kind}, and all but its weights'", both, node, d)
 
 
 def _pools(x: Tensor, g: Tensor, d: Tensor, stride: int) -> Iterator[Case]:

@@ -213,7 +213,6 @@ class _Backward:
             while numbers and self.call.branches[numbers[0]].edge is edge:
                 number = numbers.pop(0)
                 self._branch(number, source, dy, sum_dy_C)
-                self._store_weight_grads(number)
             source.close()
             grads[edge.source] = source.grad
         for number in shadows if self.need_gates else ():
@@ -222,6 +221,8 @@ class _Backward:
     def _branch(self, number: int, source: Source, dy: Tensor, sum_dy_C: Tensor | None) -> None:
         saved, branch, tape = self.saved, self.call.branches[number], self.saved.tapes[number]
         gate, operation = saved.gates[branch.row][branch.column], branch.operation
+        if tape.need_w:
+            tape.weight_grads = self._weight_grads(branch.places)
         if isinstance(operation, DirectOperation):
             grad = operation.backward(tape, source, dy, gate, self.need_gates)
             if grad is not None:
@@ -237,16 +238,12 @@ class _Backward:
         if self.need_gates:
             self.gate_grads.append((branch.row, branch.column, gate_grad))
 
-    def _store_weight_grads(self, number: int) -> None:
-        """Copy an operation's gradients to its places; what was not sampled stays zero."""
-        tape = self.saved.tapes[number]
-        for place, grad in zip(self.call.branches[number].places, tape.weight_grads, strict=False):
-            if grad is None:
-                continue
+    def _weight_grads(self, places: Places) -> list[Tensor]:
+        """Where an operation's gradients go; what was not sampled stays zero."""
+        for place in places:
             if self.weight_grads[place.arena] is None:
                 self.weight_grads[place.arena] = torch.zeros_like(self.weights[place.arena])
-            place.view(self.weight_grads).copy_(grad)
-        tape.weight_grads = []
+        return [place.view(self.weight_grads) for place in places]
 
     def _shadow(self, branch: Branch, dy: Tensor, sum_dy_C: Tensor | None) -> None:
         """The gate gradient <dy, out> of an operation that was not sampled."""

@@ -10,7 +10,7 @@ BatchNorm included: the oracle of the tests and the baseline of the benchmarks.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -80,7 +80,7 @@ class Tape:
         kernels: what computes.
         drop_mask: makes the mask of Dropblock-Identity for a map, or None.
         separable: what a separable convolution remembers.
-        weight_grads: one for each weight, after backward.
+        weight_grads: where backward writes the gradient of each weight; empty where none is wanted.
     """
 
     weights: Sequence[Tensor]
@@ -89,7 +89,7 @@ class Tape:
     kernels: Reference
     drop_mask: Callable[[Tensor], Tensor] | None = None
     separable: Separable | None = None
-    weight_grads: list[Tensor | None] = field(default_factory=list)
+    weight_grads: Sequence[Tensor] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +199,7 @@ class NormalisedOperation(Operation):
         return z, *tape.kernels.accumulate_(out_BHWC, z, gate)
 
     def backward(self, tape: Tape, source: Source, through: Through) -> Tensor | float:
-        """Add to the source's gradient and fill the tape's weight gradients; returns the gate's."""
+        """Add to the source's gradient and write the weights'; returns the gate's."""
         dz, gate_grad = tape.kernels.norm_backward(through.dy, through.z, through.stats, through.sum_dy_C, through.gate)
         self.input_backward(tape, source, dz)
         return gate_grad

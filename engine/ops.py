@@ -49,9 +49,9 @@ class DepthwiseSeparable(NormalisedOperation):
         return found
 
     def backward(self, tape: Tape, source: Source, through: Through) -> Tensor | float:
-        gate_grad, source.grad, tape.weight_grads = tape.kernels.separable_backward(
+        gate_grad, source.grad = tape.kernels.separable_backward(
             self._on(tape), source.x, through.dy, through.z, through.stats, through.sum_dy_C, through.gate, source.grad,
-            need_x=source.need_x, need_w=tape.need_w,
+            tape.weight_grads, need_x=source.need_x,
         )  # fmt: skip
         return gate_grad
 
@@ -91,7 +91,8 @@ class ReluConv(NormalisedOperation):
             dz_BHWC, source.relu(), tape.weights[0], tape.stride, need_x=source.need_x, need_w=tape.need_w
         )
         source.add_relu_grad(da)
-        tape.weight_grads = [dw]
+        if dw is not None:
+            tape.weight_grads[0].copy_(dw)
 
     def plain(self, x_BCHW: Tensor, weights: Sequence[Tensor], stride: int) -> Tensor:
         return plain_norm(F.conv2d(torch.relu(x_BCHW), weights[0], None, stride, self.side // 2))
@@ -172,15 +173,13 @@ class FactorizedReduce(NormalisedOperation):
 
     def input_backward(self, tape: Tape, source: Source, dz_BHWC: Tensor) -> None:
         half = tape.weights[0].shape[0]
-        grads: list[Tensor | None] = [None, None]
         for index, phase in enumerate(conv.phases_of_reduction(source.relu())):
             part = dz_BHWC[..., index * half : (index + 1) * half]
             if tape.need_w:
-                grads[index] = conv.pointwise_weight_grad(part, phase)
+                tape.weight_grads[index].copy_(conv.pointwise_weight_grad(part, phase))
             if source.need_x:
                 target = conv.phases_of_reduction(source.relu_grad_buffer())[index]
                 target.add_(conv.pointwise_input_grad(part, tape.weights[index]))
-        tape.weight_grads = grads
 
     def plain(self, x_BCHW: Tensor, weights: Sequence[Tensor], stride: int) -> Tensor:
         return plain_factorized_reduce(x_BCHW, weights)
@@ -247,7 +246,8 @@ class ModuleOperation(DirectOperation):
             grads: list[Any] = list(torch.autograd.grad(y, wanted, dy_BHWC * gate))
             if source.need_x:
                 source.add_grad(grads.pop(0))
-            tape.weight_grads = grads
+            for place, grad in zip(tape.weight_grads, grads, strict=True):
+                place.copy_(grad)
         return dgate
 
     def plain(self, x_BCHW: Tensor, weights: Sequence[Tensor], stride: int) -> Tensor:

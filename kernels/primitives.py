@@ -60,15 +60,14 @@ class Reference:
 
     def separable_backward(
         self, one: Separable, x_BHWC: Tensor, dy_BHWC: Tensor, z_BHWC: Tensor, stats: Stats, sum_dy_C: Tensor | None,
-        gate: float, grad: Tensor | None, *, need_x: bool, need_w: bool,
-    ) -> tuple[Tensor | float, Tensor | None, list[Tensor | None]]:  # fmt: skip
-        """(gradient of the gate, x's gradient so far plus this one's, gradients of the weights).
+        gate: float, grad: Tensor | None, weight_grads: Sequence[Tensor], *, need_x: bool,
+    ) -> tuple[Tensor | float, Tensor | None]:  # fmt: skip
+        """(gradient of the gate, x's gradient so far plus this one's); see `reference.separable.backward`.
 
         Uses up z and what `one` kept.
         """
         dz, gate_grad = self.norm_backward(dy_BHWC, z_BHWC, stats, sum_dy_C, gate)
-        grad, grads = separable.backward(one, x_BHWC, dz, grad, need_x=need_x, need_w=need_w)
-        return gate_grad, grad, grads
+        return gate_grad, separable.backward(one, x_BHWC, dz, grad, weight_grads, need_x=need_x)
 
     def max_pool(self, x_BHWC: Tensor, stride: int) -> Tensor:
         return pooling.max_pool(x_BHWC, stride)
@@ -178,20 +177,21 @@ class Native(Reference):
 
     def separable_backward(
         self, one: Separable, x_BHWC: Tensor, dy_BHWC: Tensor, z_BHWC: Tensor, stats: Stats, sum_dy_C: Tensor | None,
-        gate: float, grad: Tensor | None, *, need_x: bool, need_w: bool,
-    ) -> tuple[Tensor | float, Tensor | None, list[Tensor | None]]:  # fmt: skip
+        gate: float, grad: Tensor | None, weight_grads: Sequence[Tensor], *, need_x: bool,
+    ) -> tuple[Tensor | float, Tensor | None]:  # fmt: skip
         if not (_separable_fits(one, x_BHWC) and native.pixel_stride(dy_BHWC) is not None and _written(grad)):
             return super().separable_backward(
-                one, x_BHWC, dy_BHWC, z_BHWC, stats, sum_dy_C, gate, grad, need_x=need_x, need_w=need_w
+                one, x_BHWC, dy_BHWC, z_BHWC, stats, sum_dy_C, gate, grad, weight_grads, need_x=need_x
             )
         every = [_joined(known) for known in (*one.inner_stats, stats)]
-        call = native.Separable(x_BHWC, one.weights, one.dilation, one.stride, [*one.inner_zs, z_BHWC], every, EPSILON)
+        zs = [*one.inner_zs, z_BHWC]
+        call = native.Separable(x_BHWC, one.weights, one.dilation, one.stride, zs, every, EPSILON)
         dx_BHWC = x_BHWC.new_empty(x_BHWC.shape) if need_x and grad is None else grad
-        gate_grad, grads = call.backward(
-            dy_BHWC, gate, dx=dx_BHWC if need_x else None, add=grad is not None, need_w=need_w
+        gate_grad = call.backward(
+            dy_BHWC, gate, dx=dx_BHWC if need_x else None, add=grad is not None, weight_grads=weight_grads
         )
         one.release()
-        return gate_grad, dx_BHWC, grads
+        return gate_grad, dx_BHWC
 
     def max_pool(self, x_BHWC: Tensor, stride: int) -> Tensor:
         return super().max_pool(x_BHWC, stride) if not _pooled(x_BHWC, stride) else native.max_pool(x_BHWC, stride)

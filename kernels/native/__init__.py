@@ -93,20 +93,23 @@ def limit_instruction_set(highest: int) -> str:
     return SETS[_call("limit_instruction_set", highest)]
 
 
-def _call(name: str, *arguments: float) -> int:
+def _call(name: str, *arguments: Any) -> Any:
     library, reason = _load()
     assert library is not None, reason
     return getattr(library, f"msgdas_{name}")(*arguments)
 
 
-def takes(*maps: Tensor) -> bool:
-    """Whether these maps are what the kernels compute on: fp32 on the CPU, and real."""
-    return all(type(m) in (Tensor, torch.nn.Parameter) and m.dtype == torch.float32 and m.is_cpu for m in maps)
+_REAL = (Tensor, torch.nn.Parameter)
+
+
+def takes(x: Tensor) -> bool:
+    """Whether the kernels compute on this tensor: fp32 on the CPU, and real."""
+    return x.dtype is torch.float32 and type(x) in _REAL and x.is_cpu
 
 
 def fits(*maps_BHWC: Tensor) -> bool:
-    """Whether these maps are contiguous besides."""
-    return takes(*maps_BHWC) and all(x.is_contiguous() for x in maps_BHWC)
+    """Whether these tensors are contiguous besides."""
+    return all(takes(x) and x.is_contiguous() for x in maps_BHWC)
 
 
 def pixel_stride(x_BHWC: Tensor) -> int | None:
@@ -261,30 +264,28 @@ class Separable:
         _call("separable_forward", ctypes.byref(self._call), known, gate, address, pixel)
 
     def backward(
-        self, dy_BHWC: Tensor, gate: float, *, dx: Tensor | None, add: bool, need_w: bool
-    ) -> tuple[float, list[Tensor | None]]:
-        """(gradient of the gate, gradients of the weights) for a node's gradient dy, which may be a slice.
+        self, dy_BHWC: Tensor, gate: float, *, dx: Tensor | None, add: bool, weight_grads: Sequence[Tensor]
+    ) -> float:
+        """The gradient of the gate for a node's gradient dy, which may be a slice along the channels.
 
-        dx is written or added to. Where there are two stages, the last z is overwritten.
+        dx is written or added to; the weights' gradients are written to tensors laid out as they are, unless there are
+        none. Where there are two stages, the last z is overwritten.
         """
-        grads: list[Any] = [torch.empty_like(weight) if need_w else None for weight in self.weights]
         address, pixel = (None, 0) if dx is None else (dx.data_ptr(), _pixel(dx))
-        to = _SeparableGrads(address, _addresses(grads[::2]), _addresses(grads[1::2]), pixel, add)
-        gate_grad = _call(
+        to = _SeparableGrads(address, _addresses(weight_grads[::2]), _addresses(weight_grads[1::2]), pixel, add)
+        return _call(
             "separable_backward", ctypes.byref(self._call), dy_BHWC.data_ptr(), _pixel(dy_BHWC), gate, ctypes.byref(to)
         )
-        return gate_grad, grads
 
 
 def separable_weights(weights: Sequence[Tensor]) -> bool:
     """Whether `Separable` takes these weights: channels last, as they lie in a cell's arenas."""
-    if not takes(*weights):
-        return False
     for depthwise, pointwise in zip(weights[::2], weights[1::2], strict=True):
-        channels, _, side, _ = depthwise.shape
-        if side not in (3, 5) or depthwise.stride()[0::2] + depthwise.stride()[3:] != (1, side * channels, channels):
+        if not (takes(depthwise) and takes(pointwise) and pointwise.is_contiguous()):
             return False
-        if not pointwise.is_contiguous():
+        channels, _, side, _ = depthwise.shape
+        of_channel, _, of_row, of_column = depthwise.stride()
+        if side not in (3, 5) or (of_channel, of_row, of_column) != (1, side * channels, channels):
             return False
     return True
 
@@ -293,7 +294,7 @@ _Pair = c_void_p * 2
 
 
 def _addresses(tensors: Sequence[Tensor | None]) -> Any:
-    return _Pair(*(None if tensor is None else tensor.data_ptr() for tensor in tensors))
+    return _Pair(*[None if tensor is None else tensor.data_ptr() for tensor in tensors])
 
 
 def _projection(x_BHWC: Tensor, weights: Sequence[Tensor]) -> _Projection:

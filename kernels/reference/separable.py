@@ -67,15 +67,22 @@ def forward(one: Separable, x_BHWC: Tensor) -> Tensor:
 
 
 def backward(
-    one: Separable, x_BHWC: Tensor, dz_BHWC: Tensor, grad: Tensor | None, *, need_x: bool, need_w: bool
-) -> tuple[Tensor | None, list[Tensor | None]]:
-    """(gradient of x so far, None for zero, plus this one's; gradients of the weights), for the last z's gradient.
+    one: Separable,
+    x_BHWC: Tensor,
+    dz_BHWC: Tensor,
+    grad: Tensor | None,
+    weight_grads: Sequence[Tensor],
+    *,
+    need_x: bool,
+) -> Tensor | None:
+    """The gradient of x so far, None for zero, plus this one's, from that of the last z.
 
-    Uses up dz, the inner maps and the taps; adds to `grad` in place.
+    Uses up dz, the inner maps and the taps; adds to `grad` in place. The weights' gradients are written to
+    `weight_grads`, unless it is empty.
     """
-    grads: list[Tensor | None] = [None] * len(one.weights)
+    need_w = len(weight_grads) > 0
     if not (need_x or need_w):
-        return grad, grads
+        return grad
     dz: Tensor | None = dz_BHWC
     del dz_BHWC
     for stage in reversed(range(one.stages)):
@@ -86,22 +93,24 @@ def backward(
         assert dz is not None
         if need_w:
             t = one.taps.pop() if one.taps else conv.depthwise(a, depthwise_w, one.dilation, stride)
-            grads[2 * stage + 1] = conv.pointwise_weight_grad(dz, t)
+            weight_grads[2 * stage + 1].copy_(conv.pointwise_weight_grad(dz, t))
             del t
         dt = conv.pointwise_input_grad(dz, pointwise_w)
         dz = None
-        da, grads[2 * stage] = conv.depthwise_grads(
+        da, dw = conv.depthwise_grads(
             dt, a, depthwise_w, one.dilation, stride, need_x=stage > 0 or need_x, need_w=need_w
         )
         del dt
+        if dw is not None:
+            weight_grads[2 * stage].copy_(dw)
         if da is None:
             break
         da = torch.ops.aten.threshold_backward.grad_input(da, a, 0, grad_input=da)
         if z_before is None:
-            return (da if grad is None else grad.add_(da)), grads
+            return da if grad is None else grad.add_(da)
         stats = one.inner_stats[stage - 1]
         sum_da_C = batchnorm.sum_rows(da)
         sums_C = batchnorm.sum_dy_xhat(da, z_before, stats, sum_da_C)
         dz = batchnorm.input_grad(da, z_before, stats, sum_da_C, sums_C, 1.0, overwrite_z=True)
         del a, da, z_before
-    return grad, grads
+    return grad
