@@ -110,12 +110,12 @@ class Native(Reference):
     def stats(self, z_BHWC: Tensor) -> Stats:
         if not native.fits(z_BHWC):
             return super().stats(z_BHWC)
-        return _apart(native.batch_stats(z_BHWC, EPSILON))
+        return native.batch_stats(z_BHWC, EPSILON)
 
     def accumulate_(self, out_BHWC: Tensor, z_BHWC: Tensor, gate: float) -> tuple[Stats, Tensor | None]:
         if not native.fits(z_BHWC) or native.pixel_stride(out_BHWC) is None:
             return super().accumulate_(out_BHWC, z_BHWC, gate)
-        return _apart(native.accumulate_(out_BHWC, z_BHWC, gate, EPSILON)), None
+        return native.accumulate_(out_BHWC, z_BHWC, gate, EPSILON), None
 
     def node_sum(self, dy_BHWC: Tensor) -> Tensor | None:
         return super().node_sum(dy_BHWC) if native.pixel_stride(dy_BHWC) is None else None
@@ -131,9 +131,7 @@ class Native(Reference):
     def prepare(self, x_BHWC: Tensor, weights: Sequence[Tensor], stats: Stats | None) -> tuple[Tensor, Stats]:
         if not native.projects(x_BHWC, weights):
             return super().prepare(x_BHWC, weights, stats)
-        given = None if stats is None else _joined(stats)
-        xhat_BHWO, found_2O = native.projection(x_BHWC, weights, given, EPSILON)
-        return xhat_BHWO, _apart(found_2O)
+        return native.projection(x_BHWC, weights, None if stats is None else _joined(stats), EPSILON)
 
     def prepared_grads(
         self, d_BHWO: Tensor, xhat_BHWO: Tensor, x_BHWC: Tensor, weights: Sequence[Tensor], stats: Stats,
@@ -144,34 +142,32 @@ class Native(Reference):
         return native.projection_backward(d_BHWO, xhat_BHWO, x_BHWC, weights, stats[1], need_x=need_x, need_w=need_w)
 
     def separable(self, one: Separable, x_BHWC: Tensor) -> Tensor:
-        z_BHWC, _ = self._separable(one, x_BHWC, None, 1.0)
-        return super().separable(one, x_BHWC) if z_BHWC is None else z_BHWC
+        found = self._separable(one, x_BHWC, None, 1.0)
+        return super().separable(one, x_BHWC) if found is None else found[0]
 
     def accumulate_separable_(
         self, out_BHWC: Tensor, one: Separable, x_BHWC: Tensor, gate: float
     ) -> tuple[Tensor, Stats, Tensor | None]:
-        z_BHWC, stats_2C = self._separable(one, x_BHWC, out_BHWC, gate)
-        if z_BHWC is None or stats_2C is None:
-            return super().accumulate_separable_(out_BHWC, one, x_BHWC, gate)
-        return z_BHWC, _apart(stats_2C), None
+        found = self._separable(one, x_BHWC, out_BHWC, gate)
+        return super().accumulate_separable_(out_BHWC, one, x_BHWC, gate) if found is None else (*found, None)
 
     def _separable(
         self, one: Separable, x_BHWC: Tensor, out_BHWC: Tensor | None, gate: float
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """(z, its statistics), both None where the kernels do not take it."""
-        if not _separable_fits(one, x_BHWC) or not _written(out_BHWC):
-            return None, None
+    ) -> tuple[Tensor, Tensor] | None:
+        """(z, its statistics), None where the kernels do not take it."""
+        if not _prepares(one):
+            return None
         batch, height, width, channels = x_BHWC.shape
         shape = batch, -(-height // one.stride), -(-width // one.stride), channels
-        one.release()
         zs = [x_BHWC.new_empty(shape) for _ in range(one.stages)]
-        known = len(one.inner_stats)
         stats = [_joined(given) for given in one.inner_stats]
+        known = len(stats)
         stats += [x_BHWC.new_empty(2, channels) for _ in range(one.stages - known)]
-        native.Separable(x_BHWC, one.weights, one.dilation, one.stride, zs, stats, EPSILON).forward(
-            known, out=out_BHWC, gate=gate
-        )
-        one.inner_stats[known:] = [_apart(found) for found in stats[known:-1]]
+        call = native.Separable(one.prepared, x_BHWC, one.dilation, one.stride, zs, stats, EPSILON)
+        if not call.forward(known, out_BHWC, gate):
+            return None
+        one.release()
+        one.inner_stats[known:] = stats[known:-1]
         one.inner_zs[:] = zs[:-1]
         return zs[-1], stats[-1]
 
@@ -179,17 +175,17 @@ class Native(Reference):
         self, one: Separable, x_BHWC: Tensor, dy_BHWC: Tensor, z_BHWC: Tensor, stats: Stats, sum_dy_C: Tensor | None,
         gate: float, grad: Tensor | None, weight_grads: Sequence[Tensor], *, need_x: bool,
     ) -> tuple[Tensor | float, Tensor | None]:  # fmt: skip
-        if not (_separable_fits(one, x_BHWC) and native.pixel_stride(dy_BHWC) is not None and _written(grad)):
+        gate_grad = None
+        dx_BHWC = x_BHWC.new_empty(x_BHWC.shape) if need_x and grad is None else grad
+        if _prepares(one):
+            every = [_joined(known) for known in (*one.inner_stats, stats)]
+            zs = [*one.inner_zs, z_BHWC]
+            call = native.Separable(one.prepared, x_BHWC, one.dilation, one.stride, zs, every, EPSILON)
+            gate_grad = call.backward(dy_BHWC, gate, dx_BHWC if need_x else None, grad is not None, weight_grads)
+        if gate_grad is None:
             return super().separable_backward(
                 one, x_BHWC, dy_BHWC, z_BHWC, stats, sum_dy_C, gate, grad, weight_grads, need_x=need_x
             )
-        every = [_joined(known) for known in (*one.inner_stats, stats)]
-        zs = [*one.inner_zs, z_BHWC]
-        call = native.Separable(x_BHWC, one.weights, one.dilation, one.stride, zs, every, EPSILON)
-        dx_BHWC = x_BHWC.new_empty(x_BHWC.shape) if need_x and grad is None else grad
-        gate_grad = call.backward(
-            dy_BHWC, gate, dx=dx_BHWC if need_x else None, add=grad is not None, weight_grads=weight_grads
-        )
         one.release()
         return gate_grad, dx_BHWC
 
@@ -229,22 +225,16 @@ def _written(grad: Tensor | None) -> bool:
     return grad is None or native.pixel_stride(grad) is not None
 
 
-def _separable_fits(one: Separable, x_BHWC: Tensor) -> bool:
-    return native.pixel_stride(x_BHWC) is not None and native.separable_weights(one.weights)
-
-
-def _apart(stats_2C: Tensor) -> Stats:
-    mean_C, rstd_C = stats_2C.unbind()
-    return mean_C, rstd_C
+def _prepares(one: Separable) -> bool:
+    """Whether the kernels take these weights."""
+    if one.prepared is None:
+        one.prepared = native.SeparableWeights.of(one.weights) or False
+    return one.prepared is not False
 
 
 def _joined(stats: Stats) -> Tensor:
-    """(mean, rstd) as [2, C]: a view where they are one."""
-    mean_C, rstd_C = stats
-    base = mean_C._base
-    if base is not None and base is rstd_C._base and base.shape == (2, *mean_C.shape):
-        return base
-    return torch.stack(stats)
+    """(mean, rstd) as [2, C]."""
+    return stats if isinstance(stats, Tensor) else torch.stack(stats)
 
 
 def primitives(impl: str) -> Reference:

@@ -230,13 +230,42 @@ def avg_pool_backward_(d_BHWC: Tensor, g_BHWC: Tensor, stride: int, *, add: bool
     )  # fmt: skip
 
 
+class SeparableWeights:
+    """The weights of a separable convolution as the kernels read them; keeps them alive.
+
+    Attributes:
+        side: of the depthwise kernels.
+        depthwise, pointwise: addresses by stage.
+    """
+
+    def __init__(self, weights: Sequence[Tensor]) -> None:
+        self._weights = weights
+        self.side = weights[0].shape[-1]
+        self.depthwise, self.pointwise = _addresses(weights[::2]), _addresses(weights[1::2])
+
+    @classmethod
+    def of(cls, weights: Sequence[Tensor]) -> SeparableWeights | None:
+        """None where the kernels do not take them: they lie channels last, as in a cell's arenas.
+
+        Args:
+            weights: depthwise [C, 1, k, k] and pointwise [C, C] of each of the one or two stages.
+        """
+        for depthwise, pointwise in zip(weights[::2], weights[1::2], strict=True):
+            if not (takes(depthwise) and takes(pointwise) and pointwise.is_contiguous()):
+                return None
+            channels, _, side, _ = depthwise.shape
+            of_channel, _, of_row, of_column = depthwise.stride()
+            if side not in (3, 5) or (of_channel, of_row, of_column) != (1, side * channels, channels):
+                return None
+        return cls(weights)
+
+
 class Separable:
     """One separable convolution on its way through the kernels (separable.cpp).
 
     Args:
+        weights: of its one or two stages.
         x_BHWC: input; may be a slice along the channels.
-        weights: depthwise [C, 1, k, k] and pointwise [C, C] of each of its one or two stages, as `separable_weights`
-            accepts them.
         dilation, stride: of the depthwise convolutions; the second stage has stride 1.
         zs: of each stage before its BatchNorm, written by `forward`.
         stats: (mean, rstd) [2, C] of each z; those that are not known yet are written by `forward`.
@@ -244,56 +273,53 @@ class Separable:
     """
 
     def __init__(
-        self, x_BHWC: Tensor, weights: Sequence[Tensor], dilation: int, stride: int, zs: Sequence[Tensor],
+        self, weights: SeparableWeights, x_BHWC: Tensor, dilation: int, stride: int, zs: Sequence[Tensor],
         stats: Sequence[Tensor], epsilon: float,
     ) -> None:  # fmt: skip
-        self.weights, self.zs = weights, zs
-        self._kept = (x_BHWC, stats)
+        self._pixel = pixel_stride(x_BHWC)
+        self._kept = (weights, x_BHWC, zs, stats)
         self._call = _Separable(
-            x_BHWC.data_ptr(), _addresses(weights[::2]), _addresses(weights[1::2]), _addresses(zs), _addresses(stats),
-            _pixel(x_BHWC), *x_BHWC.shape, weights[0].shape[-1], dilation, stride, len(zs), torch.get_num_threads(),
-            epsilon,
+            x_BHWC.data_ptr(), weights.depthwise, weights.pointwise, _addresses(zs), _addresses(stats),
+            self._pixel or 0, *x_BHWC.shape, weights.side, dilation, stride, len(zs), torch.get_num_threads(), epsilon,
         )  # fmt: skip
 
-    def forward(self, known: int, *, out: Tensor | None = None, gate: float = 1.0) -> None:
+    def forward(self, known: int, out: Tensor | None, gate: float) -> bool:
         """Write z of each stage, and the statistics beyond the first `known`; out += gate * BatchNorm(last z).
 
-        `out` may be a slice along the channels.
+        `out` may be a slice along the channels. False, and nothing done, for maps that the kernels do not take.
         """
-        address, pixel = (None, 0) if out is None else (out.data_ptr(), _pixel(out))
-        _call("separable_forward", ctypes.byref(self._call), known, gate, address, pixel)
+        pixel = 0 if out is None else pixel_stride(out)
+        if self._pixel is None or pixel is None:
+            return False
+        _call(
+            "separable_forward", ctypes.byref(self._call), known, gate, None if out is None else out.data_ptr(), pixel
+        )
+        return True
 
     def backward(
-        self, dy_BHWC: Tensor, gate: float, *, dx: Tensor | None, add: bool, weight_grads: Sequence[Tensor]
-    ) -> float:
+        self, dy_BHWC: Tensor, gate: float, dx: Tensor | None, add: bool, weight_grads: Sequence[Tensor]
+    ) -> float | None:
         """The gradient of the gate for a node's gradient dy, which may be a slice along the channels.
 
         dx is written or added to; the weights' gradients are written to tensors laid out as they are, unless there are
-        none. Where there are two stages, the last z is overwritten.
+        none. Where there are two stages, the last z is overwritten. None, and nothing done, for maps that the kernels
+        do not take.
         """
-        address, pixel = (None, 0) if dx is None else (dx.data_ptr(), _pixel(dx))
-        to = _SeparableGrads(address, _addresses(weight_grads[::2]), _addresses(weight_grads[1::2]), pixel, add)
-        return _call(
-            "separable_backward", ctypes.byref(self._call), dy_BHWC.data_ptr(), _pixel(dy_BHWC), gate, ctypes.byref(to)
-        )
-
-
-def separable_weights(weights: Sequence[Tensor]) -> bool:
-    """Whether `Separable` takes these weights: channels last, as they lie in a cell's arenas."""
-    for depthwise, pointwise in zip(weights[::2], weights[1::2], strict=True):
-        if not (takes(depthwise) and takes(pointwise) and pointwise.is_contiguous()):
-            return False
-        channels, _, side, _ = depthwise.shape
-        of_channel, _, of_row, of_column = depthwise.stride()
-        if side not in (3, 5) or (of_channel, of_row, of_column) != (1, side * channels, channels):
-            return False
-    return True
+        pixel, dx_pixel = pixel_stride(dy_BHWC), 0 if dx is None else pixel_stride(dx)
+        if self._pixel is None or pixel is None or dx_pixel is None:
+            return None
+        address = None if dx is None else dx.data_ptr()
+        to = _SeparableGrads(address, _addresses(weight_grads[::2]), _addresses(weight_grads[1::2]), dx_pixel, add)
+        return _call("separable_backward", ctypes.byref(self._call), dy_BHWC.data_ptr(), pixel, gate, ctypes.byref(to))
 
 
 _Pair = c_void_p * 2
+_NONE = _Pair()
 
 
 def _addresses(tensors: Sequence[Tensor | None]) -> Any:
+    if not tensors:
+        return _NONE
     return _Pair(*[None if tensor is None else tensor.data_ptr() for tensor in tensors])
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 EPSILON = 1e-5
-Stats = tuple[Tensor, Tensor]
+# (mean [C], rstd [C]), or both as one tensor [2, C].
+Stats = tuple[Tensor, Tensor] | Tensor
 
 
 def rows(x_BHWC: Tensor) -> Tensor:

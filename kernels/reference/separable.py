@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ class Separable:
         inner_stats: of the BatchNorms between stages, from the first pass on.
         inner_zs: inputs of these BatchNorms; backward needs them.
         taps: inputs of the pointwise convolutions, where they were kept; backward makes them again where not.
+        prepared: what an implementation makes of the weights, once.
     """
 
     weights: Sequence[Tensor]
@@ -34,6 +36,7 @@ class Separable:
     inner_stats: list[Stats] = field(default_factory=list)
     inner_zs: list[Tensor] = field(default_factory=list)
     taps: list[Tensor] = field(default_factory=list)
+    prepared: Any = None
 
     @property
     def stages(self) -> int:
