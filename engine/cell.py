@@ -219,15 +219,21 @@ class _Backward:
             self._shadow(self.call.shadows[number], dy, sum_dy_C)
 
     def _branch(self, number: int, source: Source, dy: Tensor, sum_dy_C: Tensor | None) -> None:
-        saved, branch, tape = self.saved, self.call.branches[number], self.saved.tapes[number]
-        gate, operation = saved.gates[branch.row][branch.column], branch.operation
+        branch, tape = self.call.branches[number], self.saved.tapes[number]
         if tape.need_w:
             tape.weight_grads = self._weight_grads(branch.places)
+        gate_grad = self._through(number, source, dy, sum_dy_C)
+        # A view of an arena's gradient that lived on would make autograd copy it.
+        tape.weight_grads = ()
+        if gate_grad is not None:
+            self.gate_grads.append((branch.row, branch.column, gate_grad))
+
+    def _through(self, number: int, source: Source, dy: Tensor, sum_dy_C: Tensor | None) -> Tensor | float | None:
+        """Send dy through one operation; its gate's gradient, where one is wanted."""
+        saved, branch, tape = self.saved, self.call.branches[number], self.saved.tapes[number]
+        gate, operation = saved.gates[branch.row][branch.column], branch.operation
         if isinstance(operation, DirectOperation):
-            grad = operation.backward(tape, source, dy, gate, self.need_gates)
-            if grad is not None:
-                self.gate_grads.append((branch.row, branch.column, grad))
-            return
+            return operation.backward(tape, source, dy, gate, self.need_gates)
         assert isinstance(operation, NormalisedOperation)
         z, stats = saved.kept_z[number], saved.out_stats[number]
         saved.kept_z[number] = None
@@ -235,8 +241,7 @@ class _Backward:
         if z is None:
             z = operation.forward(tape, source, Keep(taps=tape.need_w, inner=True))
         gate_grad = operation.backward(tape, source, Through(dy, z, stats, sum_dy_C, gate))
-        if self.need_gates:
-            self.gate_grads.append((branch.row, branch.column, gate_grad))
+        return gate_grad if self.need_gates else None
 
     def _weight_grads(self, places: Places) -> list[Tensor]:
         """Where an operation's gradients go; what was not sampled stays zero."""

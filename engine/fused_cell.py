@@ -22,7 +22,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..kernels import branches as codes
-from ..kernels import flops as _flops  # noqa: F401  (registers the formulas)
 from ..kernels import library as ops
 from ..kernels.branches import Geometry
 from .operation import Drop
@@ -63,12 +62,8 @@ class FusedCall:
     def groups(self, node: int, size: int) -> Iterator[tuple[int, int]]:
         """A node's rows in launches of at most `size`, as even as they can be."""
         first, last = self.rows_of(node)
-        count = -(-(last - first) // size)
-        for number in range(count):
-            yield (
-                first + (last - first) * number // count,
-                first + (last - first) * (number + 1) // count,
-            )
+        for low, high in _evenly(last - first, size):
+            yield first + low, first + high
 
 
 @dataclass(slots=True)
@@ -128,7 +123,7 @@ class FusedCellFunction(torch.autograd.Function):
         grads = _Grads(walk, d_out, want_inputs, ctx.need_w)
         d_gates_J = gates_EO.new_zeros(len(branches)) if need_gates else None
         for group in reversed(ctx.groups):
-            for part in _parts(group, call):
+            for part in _parts(group):
                 walk.backward(part, grads, d_gates_J)
             group.z_JBHWC = None
         d_gates = None if d_gates_J is None else _scatter_gates(d_gates_J, branches, gates_EO)
@@ -232,12 +227,15 @@ class _Launches:
         )  # fmt: skip
 
 
-def _parts(group: _Group, call: FusedCall) -> Iterator[_Group]:
-    """The group in launches of backward's size; slices of kept maps are views."""
-    total = group.last - group.first
-    count = -(-total // BACKWARD_ROWS)
-    for number in reversed(range(count)):
-        low, high = total * number // count, total * (number + 1) // count
+def _evenly(total: int, size: int) -> list[tuple[int, int]]:
+    """(first, last + 1) of stretches of at most `size`, as even as they can be."""
+    count = -(-total // size)
+    return [(total * number // count, total * (number + 1) // count) for number in range(count)]
+
+
+def _parts(group: _Group) -> Iterator[_Group]:
+    """The group in launches of backward's size, the last first; slices of kept maps are views."""
+    for low, high in reversed(_evenly(group.last - group.first, BACKWARD_ROWS)):
         z = None if group.z_JBHWC is None else group.z_JBHWC[low:high]
         stats1 = None if group.stats1_J2C is None else group.stats1_J2C[low:high]
         yield _Group(group.first + low, group.first + high, group.stats_J2C[low:high], stats1, z)

@@ -79,6 +79,8 @@ class SuperNet(nn.Module):
             self.classifier.weight.copy_(make.uniform(classes, self.skeleton.channels_out))
             self.classifier.bias.zero_()
         self._branches = [self._branches_of(layer) for layer in self.skeleton.layers]
+        separable = [one for one in self.operations.values() if isinstance(one, DepthwiseSeparable)]
+        self._two_stages = any(one.stages > 1 for one in separable)
         if impl == "triton":
             for layer in self.skeleton.layers:
                 if isinstance(layer, CellLayer):
@@ -217,10 +219,7 @@ class SuperNet(nn.Module):
     ) -> Tensor:  # fmt: skip
         _, weights, preprocess = self._cell_weights(number)
         policy = self.policies[cell] if torch.is_grad_enabled() else "min"
-        two_stages = any(
-            isinstance(operation, DepthwiseSeparable) and operation.stages > 1 for operation in self.operations.values()
-        )
-        call = FusedCall(layer, cell, path.indices_EK.shape[1], two_stages, preprocess, policy, drop)
+        call = FusedCall(layer, cell, path.indices_EK.shape[1], self._two_stages, preprocess, policy, drop)
         wide = torch.float64 if self.dtype == torch.float64 else torch.float32
         return FusedCellFunction.apply(call, rows, path.gates_EO.to(wide), *inputs, *weights)
 

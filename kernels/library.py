@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import backend
+from . import backend, flops
 from .branches import Geometry
 
 # Taps of the dearest depthwise convolution.
@@ -379,3 +379,6 @@ def gumbel_topk(
         return indices, gates, soft
     twin = backend.function("gumbel_topk", alpha_EO)
     return twin(alpha_EO, clock, tau, k=k, stream=stream, relaxation=relaxation, noise=noise, mode=mode, assign=assign)
+
+
+flops.register()

@@ -152,6 +152,25 @@ void inner_grad(const float *z, const float *mean, const float *da, float *g, lo
   });
 }
 
+// The gradient of the first z of two, into the place of the last; reads room.dt.
+void inner_grads(const Separable &call, const Stage &s, long n, const Room &room, double *sums) {
+  const float *x = s.sample(n);
+  float *g = call.z[1] + n * s.out_pixels() * s.channels;
+  input_rows(s, room, [&](long h, const float *da) {
+    const long row = h * s.width * s.channels;
+    inner_grad(x + row, call.stats[0], da, g + row, s.width, s.channels, sums);
+  });
+}
+
+// A sample's part of dx; reads room.dt.
+void input_grads(const Stage &s, long n, const Room &room, const SeparableGrads &grads) {
+  const float *x = s.sample(n);
+  input_rows(s, room, [&](long h, const float *da) {
+    float *dx = grads.dx + (n * s.height + h) * s.width * grads.dx_stride;
+    add_passed(da, x + h * s.width * s.x_stride, s.x_stride, s.width, s.channels, dx, grads.dx_stride, grads.add);
+  });
+}
+
 }  // namespace
 
 // `known`: how many stages have statistics already. With `out` the last BatchNorm times the gate is added to it.
@@ -237,18 +256,10 @@ double separable_backward(const Separable &call, const float *dy, long dy_stride
           for (long h = 0; h < s.out_height; h++)
             product(room.dz + h * s.out_width * c, c, s.out_width, c, s.pointwise, c, room.dt.at(h, 0), c);
           if (need_w) weight_sums(s, n, room, sums_w, sums_w + c * c);
-          const float *x = s.sample(n);
           if (k > 0)
-            input_rows(s, room, [&](long h, const float *da) {
-              inner_grad(x + h * s.width * c, call.stats[0], da, call.z[1] + n * size + h * s.width * c, s.width, c,
-                         &partial[part * 2 * c]);
-            });
+            inner_grads(call, s, n, room, &partial[part * 2 * c]);
           else if (need_x)
-            input_rows(s, room, [&](long h, const float *da) {
-              const long pixel = (n * s.height + h) * s.width;
-              add_passed(da, x + h * s.width * s.x_stride, s.x_stride, s.width, c, grads.dx + pixel * grads.dx_stride,
-                         grads.dx_stride, grads.add);
-            });
+            input_grads(s, n, room, grads);
         }
       }
       if (!need_w) continue;
