@@ -17,9 +17,10 @@ from torch import Tensor
 
 from ..profiles.predictor import Prediction, Recorder, Run, Speed, Trace
 from .config import SearchConfig
+from .cpu_scratch import CpuScratch
 from .ops import TABLES, operation_at
 from .sampler import Sampler
-from .shapes import META, Choice, KnownSampler, ShapeLearner, ShapeNet, Shapes, cpu_scratch_bytes
+from .shapes import META, Choice, KnownSampler, ShapeLearner, ShapeNet, Shapes
 from .space import ZERO, SearchSpace, space_named
 from .steps import Feed
 
@@ -71,6 +72,7 @@ class SearchProbe:
         self.config, self.target, self.classes = config, target, classes
         self.guided, self.dropped, self.choice = guided, dropped, choice
         self.space = space_named(config.space)
+        self._cpu_scratch = CpuScratch()
         self._nets: dict[tuple[str, bool], ShapeNet] = {}
 
     def __call__(self, k: int, batch: int, policy: str, mode: str, dtype: str) -> Prediction:
@@ -133,12 +135,12 @@ class SearchProbe:
 
     def _recorder(self) -> Recorder:
         if not self.target.cuda:
-            return Recorder(scratch=cpu_scratch_bytes)
+            return Recorder(scratch=self._cpu_scratch)
         if importlib.util.find_spec("triton") is None:
             return Recorder()
         from ..kernels import scratch
 
-        return Recorder(scratch=scratch.scratch_bytes, effort=scratch.effort)
+        return Recorder(scratch=scratch.scratch_sizes, effort=scratch.effort)
 
     def _net(self, config: SearchConfig, dtype: torch.dtype) -> ShapeNet:
         """The net of a dtype, made once: the policy is all that differs."""

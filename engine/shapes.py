@@ -15,7 +15,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..kernels.primitives import Reference
 from ..kernels.reference.batchnorm import Stats
-from ..profiles.predictor import Call
 from .config import SearchConfig
 from .optimizer import SampledSGD
 from .sampler import CellPaths, Paths, Sample, Sampler
@@ -24,10 +23,6 @@ from .steps import Learner
 from .supernet import SuperNet
 
 META = torch.device("meta")
-# Channels of a block of oneDNN's weights.
-BLOCK = 16
-# Beside the weights of a dense convolution.
-DENSE_FIXED_BYTES = 8216
 # Operations of each edge by cell type, for each network of a sample.
 Choice = Sequence[Mapping[str, tuple[tuple[int, ...], ...]]]
 
@@ -68,45 +63,6 @@ def _as_computed(y_BCHW: Tensor, x_BCHW: Tensor, w_OIkk: Tensor) -> Tensor:
     return torch.empty(y_BCHW.shape, dtype=y_BCHW.dtype, device=META, memory_format=torch.channels_last)
 
 
-def cpu_scratch_bytes(func: Any, call: Call) -> int:
-    """What PyTorch's CPU kernels allocate inside (read off the allocator's events, torch 2.14.1).
-
-    Convolutions and max pools copy a slice of a wider map first, BatchNorm's backward a map in channels_last. oneDNN
-    keeps two copies of a dense convolution's weights, and computes the weight gradient of a depthwise convolution
-    that is dilated or 5x5 at stride 2 on weights padded to blocks of 16 x 16 channels.
-    """
-    args = call[0]
-    if func is _aten.max_pool2d_with_indices.default:
-        return _copy_bytes(args[0])
-    if func is _aten.native_batch_norm_backward.default:
-        return 0 if args[1].is_contiguous() else _size_bytes(args[1])
-    if func is _aten.convolution.default:
-        groups, weights = args[8], args[1]
-        return _copy_bytes(args[0]) + (_dense_bytes(weights) if groups == 1 else 0)
-    if func is not _aten.convolution_backward.default:
-        return 0
-    weights, stride, dilation, groups, need_w = args[2], args[4][0], args[6][0], args[9], args[10][1]
-    maps_bytes = _copy_bytes(args[0]) + _copy_bytes(args[1])
-    if groups == 1:
-        return maps_bytes + _dense_bytes(weights)
-    padded = need_w and (dilation > 1 or (stride == 2 and weights.shape[-1] == 5))
-    blocks_bytes = groups * BLOCK**2 * weights.shape[-1] ** 2 * weights.element_size() if padded else 0
-    return maps_bytes + blocks_bytes
-
-
-def _dense_bytes(weights: Tensor) -> int:
-    return 2 * _size_bytes(weights) + DENSE_FIXED_BYTES
-
-
-def _copy_bytes(x_BCHW: Tensor) -> int:
-    dense = x_BCHW.is_contiguous() or x_BCHW.is_contiguous(memory_format=torch.channels_last)
-    return 0 if dense else _size_bytes(x_BCHW)
-
-
-def _size_bytes(x: Tensor) -> int:
-    return x.numel() * x.element_size()
-
-
 class _NativeShapes(Reference):
     """What `kernels.primitives.Native` allocates, for fp32 maps."""
 
@@ -143,12 +99,20 @@ class _NativeShapes(Reference):
         side = w_C1kk.shape[-1]
         return dx, x_BHWC.new_empty(side, side, x_BHWC.shape[-1]).permute(2, 0, 1).unsqueeze(1)
 
+    def normalize_(self, z_BHWC: Tensor, stats: Stats) -> Tensor:
+        return z_BHWC
+
+    def xhat_backward_(self, dy_BHWC: Tensor, xhat_BHWC: Tensor, rstd_C: Tensor) -> Tensor:
+        return dy_BHWC
+
     def max_pool(self, x_BHWC: Tensor, stride: int) -> Tensor:
         batch, height, width, channels = x_BHWC.shape
         return x_BHWC.new_empty(batch, -(-height // stride), -(-width // stride), channels)
 
     def add_max_pool_grad(self, grad: Tensor | None, dz_BHWC: Tensor, x_BHWC: Tensor, stride: int) -> Tensor:
-        return x_BHWC.new_zeros(x_BHWC.shape) if grad is None else grad
+        return x_BHWC.new_empty(x_BHWC.shape) if grad is None else grad
+
+    avg_pool, add_avg_pool_grad = max_pool, add_max_pool_grad
 
     def add_relu_grad(self, grad: Tensor | None, da_BHWC: Tensor, x_BHWC: Tensor, relu_BHWC: Tensor) -> Tensor:
         return super().add_relu_grad(grad, da_BHWC, x_BHWC, relu_BHWC) if grad is None else grad

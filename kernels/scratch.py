@@ -34,17 +34,18 @@ _EFFORTS: dict[str, tuple[int, int, int]] = {
 }
 
 
-def scratch_bytes(func: Any, call: tuple[Sequence[Any], Mapping[str, Any]]) -> int:
-    """Bytes that an operator of this library takes and gives back inside at most, 0 for all others.
+def scratch_sizes(func: Any, call: tuple[Sequence[Any], Mapping[str, Any]]) -> tuple[int, ...]:
+    """Sizes in bytes of what an operator of this library has alive inside at most; none for all others.
 
     Args:
         func: the operator.
         call: its positional and keyword arguments.
     """
     if func.namespace != "msgdas":
-        return 0
+        return ()
     name = _name(func)
-    return _SCRATCH[name](_arguments(func, call)) if name in _SCRATCH else 0
+    size_bytes = _SCRATCH[name](_arguments(func, call)) if name in _SCRATCH else 0
+    return (size_bytes,) if size_bytes else ()
 
 
 def effort(func: Any, call: tuple[Sequence[Any], Mapping[str, Any]]) -> tuple[int, int] | None:

@@ -8,6 +8,7 @@ has to be declared.
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,6 +29,10 @@ CATEGORIES = ("parameters", "gradients", "optimizer", "images", "kept", "transie
 KEPT, TRANSIENT = "kept", "transient"
 STATE = "state"
 
+# Python frames between an operator and a dispatch mode, by torch's names.
+_DISPATCH_FRAMES = ("__torch_dispatch__", "_fn", "inner")
+_ADD, _ADD_ = torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor
+
 
 class Work(NamedTuple):
     """What one launch has to do: bytes of the tensors that it reads and writes, and floating-point operations."""
@@ -37,8 +42,8 @@ class Work(NamedTuple):
 
 
 Call = tuple[Sequence[Any], Mapping[str, Any]]
-# Bytes that an operator takes and gives back inside, and its work where the shapes of its arguments do not tell.
-Scratch = Callable[[Any, Call], int]
+# Sizes in bytes of what an operator has alive inside at most, and its work where its arguments do not tell.
+Scratch = Callable[[Any, Call], tuple[int, ...]]
 Effort = Callable[[Any, Call], "tuple[int, int] | None"]
 
 
@@ -186,7 +191,7 @@ class Recorder(TorchDispatchMode):
     """Context manager that takes down the births and ends of storages inside it.
 
     Args:
-        scratch: bytes that an operator allocates and frees inside; 0 for those that need none.
+        scratch: sizes in bytes of what an operator has alive inside at most; none for those that need none.
         effort: what a launch moves and computes; None where shapes and torch's own FLOP formulas tell.
     """
 
@@ -230,19 +235,26 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self._notice_backward()
+        if self._in_backward and func is _ADD and _engine_adds():
+            func = _ADD_
         result = func(*args, **kwargs)
         born = False
         for value in _tensors(result):
             born |= value.untyped_storage()._cdata not in self._serials and self._birth(value) is not None
-        size_bytes = 0 if self._scratch is None else self._scratch(func, (args, kwargs))
-        if size_bytes:
-            self._sizes.append(size_bytes)
-            self._categories.append(TRANSIENT)
-            self._events += [len(self._sizes), -len(self._sizes)]
+        if self._scratch is not None:
+            self._pass_through(self._scratch(func, (args, kwargs)))
         if born or func._schema.is_mutable:
             found = None if self._effort is None else self._effort(func, (args, kwargs))
             self._work[Work(*found) if found else _work(func, args, kwargs, result)] += 1
         return result
+
+    def _pass_through(self, sizes_bytes: tuple[int, ...]) -> None:
+        """Storages that live at the same time and for this moment only."""
+        first = len(self._sizes) + 1
+        self._sizes += sizes_bytes
+        self._categories += [TRANSIENT] * len(sizes_bytes)
+        serials = range(first, first + len(sizes_bytes))
+        self._events += [*serials, *(-serial for serial in serials)]
 
     def _notice_backward(self) -> None:
         """When a backward pass begins, what is alive of the forward pass is what was kept for it."""
@@ -268,6 +280,17 @@ class Recorder(TorchDispatchMode):
     def _end(self, key: int, serial: int) -> None:
         del self._serials[key]
         self._events.append(-serial - 1)
+
+
+def _engine_adds() -> bool:
+    """Whether the autograd engine itself sums gradients that meet at a tensor, no function's own backward pass.
+
+    It does so in place, but not while a dispatch mode looks on.
+    """
+    frame = sys._getframe(2)
+    while frame.f_back is not None and frame.f_code.co_name in _DISPATCH_FRAMES:
+        frame = frame.f_back
+    return frame.f_code.co_name == "_engine_run_backward"
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

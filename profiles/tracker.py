@@ -2,7 +2,7 @@
 
 On a CPU there is no allocator to ask, so every new storage is counted when an operation returns it and
 discounted when it dies. Against the CPU allocator's own events the peak is exact to a few bytes; scratch
-memory that a kernel takes and frees inside is not seen.
+memory that a kernel takes and frees inside is not seen by `LiveBytes`, but by `AllocatorBytes`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import weakref
 from typing import Any
 
 import torch
+from torch.autograd import profiler_legacy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -56,3 +57,31 @@ class LiveBytes(TorchDispatchMode):
 
     def _forget(self, key: int) -> None:
         self.live_bytes -= self._sizes.pop(key, 0)
+
+
+class AllocatorBytes:
+    """Context manager that reads the CPU allocator's own events of this thread and its backward passes.
+
+    Not torch.profiler: that one sorts events by a clock in which some coincide, so that its peaks vary from run to
+    run, and writes to stderr. Cannot be nested, nor used inside another profiler.
+
+    Attributes:
+        live_bytes: allocated minus freed inside, after leaving; what lived before and ended inside counts against it.
+        peak_bytes: the most that `live_bytes` was, after leaving.
+    """
+
+    def __init__(self) -> None:
+        self.live_bytes = 0
+        self.peak_bytes = 0
+
+    def __enter__(self) -> AllocatorBytes:
+        profiler_legacy.profile(profile_memory=True).__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        # As `profiler_legacy.profile` on leaving, which then sums the events up.
+        threads: Any = profiler_legacy._disable_profiler_legacy()  # type: ignore[attr-defined]
+        for record in (record for thread in threads for record in thread):
+            if record.kind() == "memory_alloc":
+                self.live_bytes += record.cpu_memory_usage()
+                self.peak_bytes = max(self.peak_bytes, self.live_bytes)

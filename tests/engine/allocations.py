@@ -7,7 +7,7 @@ from msgdas.engine.sampler import Sampler
 from msgdas.engine.space import space_named
 from msgdas.engine.steps import Learner, Moment
 from msgdas.engine.supernet import SuperNet
-from torch.profiler import ProfilerActivity, profile
+from msgdas.profiles.tracker import AllocatorBytes
 
 TAU = 1.0
 DRAW = 3
@@ -23,6 +23,8 @@ def real_learner(config, impl: str) -> Learner:
         dtype=getattr(torch, config.dtype), impl="reference" if plain else impl,
     )  # fmt: skip
     learner = Learner(config, net, Sampler(space, config))
+    # An alpha that moves may draw other operations in the next step.
+    learner.alpha_optimizer.param_groups[0]["lr"] = 0.0
     learner.weight_optimizer.buffers = [torch.zeros_like(p) for p in net.parameters()]
     for alpha in learner.sampler.parameters():
         alpha.grad = torch.zeros_like(alpha)
@@ -53,17 +55,12 @@ def measured_peak_bytes(config, impl: str, *, guided: bool, dropped: bool) -> in
     if guided and learner.guidance.kind != "none":
         learner.guidance.judge(0.0, 1.0)
     guided = guided and learner.guidance.kind != "none"
-    live = peak = 0
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with AllocatorBytes() as allocated:
         for phase in ("weight", "alpha", "weight"):
             feed = learner.feed(images, labels, moment, DRAW)
             if phase == "weight":
                 learner.weight_update(feed, guided=guided, dropped=dropped)
             else:
                 learner.alpha_update(feed, dropped=dropped)
-    for event in sorted(profiler.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
-        if event.name() == "[memory]":
-            live += event.nbytes()
-            peak = max(peak, live)
     before = live_bytes(learner) + images.untyped_storage().nbytes() + labels.untyped_storage().nbytes()
-    return before + peak
+    return before + allocated.peak_bytes

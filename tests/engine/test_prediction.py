@@ -1,0 +1,129 @@
+"""Predicted against real peaks, by the CPU allocator's own events; scratch of the kernels against their launchers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from msgdas.engine.prediction import QuickProbe, SearchProbe, Target, choice_of, dearest, inclusion
+from msgdas.engine.recipes import demo
+from msgdas.engine.sampler import Sampler
+from msgdas.engine.space import space_named
+from msgdas.profiles.predictor import Speed
+
+from .allocations import DRAW, TAU, measured_peak_bytes
+
+TOLERANCE = 0.005
+SPEEDS = {dtype: Speed(1e10, 1e11, 1e-6) for dtype in ("float32", "float64", "bfloat16")}
+SMALL = {"channels": 8, "layers": 3, "image": 16, "batch": 8, "mode": "union", "dbi": "off", "k": 2}
+SUBGRAPHS = {"mode": "subgraphs", "execution": "sequential"}
+TOGETHER = {"mode": "subgraphs", "execution": "co-resident"}
+IMAGENET = {"stem": "imagenet", "image": 64}
+# (implementation, changes of SMALL)
+CELLS = [
+    *((impl, {"policy": policy}) for impl in ("native", "reference") for policy in ("all", "bn", "nodes", "min")),
+    ("native", {"policy": "min,all,bn"}),
+    ("native", {"policy": "nodes,min,all", "k": 4, "batch": 16}),
+    ("native", {"policy": "min", "k": 1}),
+    ("native", {"policy": "bn", "k": 4, "batch": 3}),
+    ("native", {"policy": "all", "k": 8, "batch": 24}),
+    ("native", {"policy": "min", "channels": 16, "image": 32}),
+    ("native", {"policy": "all", "dtype": "float64", "channels": 4, "batch": 2}),
+    *(("native", {"policy": policy, **mode}) for policy in ("min", "all") for mode in (SUBGRAPHS, TOGETHER)),
+    ("reference", {"policy": "bn", "k": 3, **SUBGRAPHS}),
+    ("reference", {"policy": "all", "k": 3, **TOGETHER}),
+    ("native", {"policy": "min", "space": "nasbench201"}),
+    ("native", {"policy": "bn", "space": "nasbench201", "k": 3, "batch": 12}),
+    ("reference", {"policy": "all", "space": "nasbench201", **SUBGRAPHS}),
+    ("native", {"policy": "min", **IMAGENET}),
+    ("reference", {"policy": "all", "batch": 5, **IMAGENET}),
+    ("native", {"policy": "min", "method": "darts", "k": 8}),
+    ("reference", {"policy": "all", "method": "darts", "k": 8, "batch": 4}),
+    ("native", {"policy": "nodes", "method": "gdas", "k": 1, "mode": "subgraphs"}),
+    ("native", {"policy": "min", "teacher": "supernet"}),
+    ("native", {"policy": "bn", "teacher": "ema"}),
+    ("native", {"policy": "min", "teacher": "none", "k": 3, **SUBGRAPHS}),
+    ("native", {"policy": "min", "dbi": "dropblock", "k": 4}),
+    ("reference", {"policy": "all", "dbi": "dropout", "k": 4}),
+    ("native", {"policy": "min", "gate": "recompute"}),
+    ("native", {"policy": "min", "gate": "score", **SUBGRAPHS}),
+]
+PLAIN = [
+    {"k": 2},
+    {"k": 2, "layout": "nchw", "batch": 20},
+    {"k": 1, "method": "gdas", "mode": "subgraphs"},
+    {"k": 8, "method": "darts"},
+    {"k": 2, "space": "nasbench201", **TOGETHER},
+]
+CASES = [*CELLS, *(("reference", {"policy": "autograd", **changes}) for changes in PLAIN)]
+
+
+def config_of(**changes):
+    return demo(**{**SMALL, **changes})
+
+
+def probe_of(config, impl="native", *, cuda=False, **options):
+    return SearchProbe(config, Target("here", cuda, impl, cuda, SPEEDS), **options)
+
+
+def drawn(config):
+    return choice_of(Sampler(space_named(config.space), config), DRAW, TAU)
+
+
+def ask(probe, config):
+    return probe(config.k, config.batch, config.policy, config.mode, config.dtype)
+
+
+@pytest.mark.parametrize(("impl", "changes"), CASES, ids=str)
+def test_predicted_against_real_peak(impl, changes):
+    config = config_of(**changes)
+    dropped = config.dbi != "off"
+    predicted = ask(probe_of(config, impl, dropped=dropped, choice=drawn(config)), config)
+    real_bytes = measured_peak_bytes(config, impl, guided=True, dropped=dropped)
+    assert predicted.peak.bytes == pytest.approx(real_bytes, rel=TOLERANCE)
+    assert sum(predicted.peak.split_bytes.values()) == predicted.peak.bytes
+
+
+def test_there_are_at_least_thirty_configurations():
+    assert len({str(case) for case in CASES}) >= 30
+
+
+@pytest.mark.parametrize("changes", [{}, {"policy": "all", "k": 4}, {"policy": "bn", **TOGETHER}, IMAGENET], ids=str)
+@pytest.mark.parametrize("batch", [61, 128])
+def test_one_trace_serves_all_batches(changes, batch):
+    exact, scaled = _both(batch, **{"policy": "min", **changes})
+    assert scaled.peak.bytes == pytest.approx(exact.peak.bytes, rel=1e-4)
+    assert scaled.samples_per_s == pytest.approx(exact.samples_per_s, rel=2e-2)
+
+
+def test_one_trace_is_never_below_a_stem_that_runs_in_chunks():
+    exact, scaled = _both(181, policy="min", **IMAGENET)
+    assert exact.peak.bytes < scaled.peak.bytes < 1.05 * exact.peak.bytes
+
+
+def _both(batch, **changes):
+    """By its own trace, and by the one for all batches."""
+    config = config_of(**changes)
+    probe = probe_of(config)
+    setting = (config.k, batch, config.policy, config.mode, config.dtype)
+    return probe(*setting), QuickProbe(probe)(*setting)
+
+
+def test_the_dearest_sample_takes_the_most():
+    config = config_of(policy="all", k=2)
+    worst = ask(probe_of(config, dropped=False), config).peak.bytes
+    others = [ask(probe_of(config, dropped=False, choice=choice), config).peak.bytes for choice in _some(config)]
+    assert all(other <= worst for other in others)
+    assert min(others) < worst
+    assert dearest(space_named("darts"), config)[0]["normal"][0][0] != 0
+
+
+def _some(config):
+    sampler = Sampler(space_named(config.space), config)
+    return [choice_of(sampler, draw, TAU) for draw in range(3)]
+
+
+def test_inclusion_counts_k_operations_of_every_edge():
+    config = config_of(k=3)
+    found = inclusion(Sampler(space_named("darts"), config), 1.0, 40)
+    for shares_EO in found.values():
+        assert torch.allclose(shares_EO.sum(1), torch.full((14,), 3.0))
