@@ -108,13 +108,13 @@ class SearchProbe:
         dtype = getattr(torch, config.dtype)
         net = self._net(config, dtype)
         sampler = KnownSampler(self.space, config, self._choice(config))
-        learner = ShapeLearner(config, net, sampler)
+        recorder = self._recorder()
+        learner = ShapeLearner(config, net, sampler, seen=lambda grads: recorder.adopt("gradients", grads))
         feed = _feed(config, dtype)
         dropped = self.dropped and config.dbi != "off"
         guided = self.guided and learner.guidance.kind != "none"
         if guided:
             learner.guidance.judge(0.0, 1.0)
-        recorder = self._recorder()
         ema = [] if learner.guidance.ema is None else list(learner.guidance.ema.parameters())
         weights, alphas = list(net.parameters()), list(sampler.parameters())
         with Shapes(), recorder:
@@ -125,12 +125,10 @@ class SearchProbe:
                 recorder.adopt("images", [torch.empty_like(feed.images_BCHW), torch.empty_like(feed.labels_B)])
             with recorder.section("weight"):
                 learner.weight_update(feed, guided=guided, dropped=dropped)
-                recorder.adopt("gradients", _grads(weights))
             with recorder.section("alpha"):
                 learner.alpha_update(feed, dropped=dropped)
-                recorder.adopt("gradients", _grads(alphas))
+                recorder.adopt("gradients", [alpha.grad for alpha in alphas if alpha.grad is not None])
             trace = recorder.trace()
-        learner.weight_optimizer.zero_grad()
         return trace
 
     def _recorder(self) -> Recorder:
@@ -198,10 +196,6 @@ def _feed(config: SearchConfig, dtype: torch.dtype) -> Feed:
         images.contiguous(memory_format=memory), torch.empty(config.batch, dtype=torch.int64, device=META),
         torch.empty(2, dtype=torch.int64, device=META), one, wide, one,
     )  # fmt: skip
-
-
-def _grads(parameters: Sequence[Tensor]) -> list[Tensor]:
-    return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
 def dearest(space: SearchSpace, config: SearchConfig) -> Choice:

@@ -6,7 +6,7 @@ what has no meta kernel is described here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -167,10 +167,15 @@ def _indices(rows: tuple[tuple[int, ...], ...]) -> Tensor:
 
 
 class _ShapeSGD(SampledSGD):
+    # Told of the gradients before they are used up.
+    seen: Callable[[list[Tensor]], None]
+
     def clip(self, max_norm: float) -> Tensor:
         """As there, one gradient after the other: torch's grouped form refuses meta tensors."""
         used = [parameter for parameter in self.parameters if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in used if p.grad is not None])
+        grads = [p.grad for p in used if p.grad is not None]
+        self.seen(grads)
+        norm = torch.nn.utils.get_total_norm(grads)
         torch.nn.utils.clip_grads_with_norm_(used, max_norm, norm)
         return norm
 
@@ -195,16 +200,23 @@ class _ShapeAdam:
 class ShapeLearner(Learner):
     """A Learner on meta tensors that has taken steps before: its optimizers have all of their state.
 
+    Args:
+        config, net, sampler: as there.
+        seen: called with the weights' gradients of each W step.
+
     Attributes:
         optimizer_state: tensors.
     """
 
-    def __init__(self, config: SearchConfig, net: SuperNet, sampler: Sampler) -> None:
+    def __init__(
+        self, config: SearchConfig, net: SuperNet, sampler: Sampler, *, seen: Callable[[list[Tensor]], None]
+    ) -> None:
         super().__init__(config, net, sampler)
         weights = list(net.parameters())
-        self.weight_optimizer = _ShapeSGD(weights, momentum=config.momentum, weight_decay=config.weight_decay)
-        self.weight_optimizer.buffers = [torch.empty_like(weight, requires_grad=False) for weight in weights]
+        self.weight_optimizer = sgd = _ShapeSGD(weights, momentum=config.momentum, weight_decay=config.weight_decay)
+        sgd.seen = seen
+        sgd.buffers = [torch.empty_like(weight, requires_grad=False) for weight in weights]
         adam = _ShapeAdam(list(sampler.parameters()))
         self.alpha_optimizer: Any = adam
-        buffers = [buffer for buffer in self.weight_optimizer.buffers if buffer is not None]
+        buffers = [buffer for buffer in sgd.buffers if buffer is not None]
         self.optimizer_state = [*buffers, *adam.state]

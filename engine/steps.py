@@ -194,6 +194,8 @@ class Learner:
         norm = self.weight_optimizer.clip(self.config.clip)
         ok = torch.isfinite(outcome.loss) & torch.isfinite(norm)
         self.weight_optimizer.step(feed.lr, self.net.touched(sample.indices), ok)
+        # The step on alpha that follows has no use for them.
+        self.weight_optimizer.zero_grad()
         self.guidance.follow()
         hits = torch.stack([(z.argmax(-1) == feed.labels_B).double().mean() for z in outcome.logits]).mean()
         nothing = norm.new_full((), math.nan)

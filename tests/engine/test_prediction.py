@@ -8,9 +8,9 @@ from msgdas.engine.prediction import QuickProbe, SearchProbe, Target, choice_of,
 from msgdas.engine.recipes import demo
 from msgdas.engine.sampler import Sampler
 from msgdas.engine.space import space_named
-from msgdas.profiles.predictor import Speed
+from msgdas.profiles.predictor import Run, Speed
 
-from .allocations import DRAW, TAU, measured_peak_bytes
+from .allocations import DRAW, TAU, measured_peak_bytes, real_learner
 
 TOLERANCE = 0.005
 SPEEDS = {dtype: Speed(1e10, 1e11, 1e-6) for dtype in ("float32", "float64", "bfloat16")}
@@ -81,6 +81,25 @@ def test_predicted_against_real_peak(impl, changes):
     real_bytes = measured_peak_bytes(config, impl, guided=True, dropped=dropped)
     assert predicted.peak.bytes == pytest.approx(real_bytes, rel=TOLERANCE)
     assert sum(predicted.peak.split_bytes.values()) == predicted.peak.bytes
+
+
+def test_the_peak_is_split_by_what_the_tensors_are():
+    config = config_of(policy="bn")
+    split = ask(probe_of(config), config).peak.split_bytes
+    weights = real_learner(config, "native").net.parameters()
+    weight_bytes = sum(weight.nbytes for weight in weights)
+    assert weight_bytes <= split["parameters"] <= 1.01 * weight_bytes
+    assert weight_bytes <= split["optimizer"] <= 1.01 * weight_bytes
+    assert split["images"] >= 8 * 3 * 16 * 16 * 4
+    assert split["kept"] > 0 and split["transient"] > 0
+    only_w = trace_of_weights(config)
+    assert 0 < only_w["gradients"] <= weight_bytes + 1024
+
+
+def trace_of_weights(config):
+    """The split of a W step alone."""
+    probe = probe_of(config)
+    return probe.trace(config).peak([Run("state"), Run("weight")]).split_bytes
 
 
 def test_there_are_at_least_thirty_configurations():

@@ -54,6 +54,12 @@ def test_sequential_and_co_resident_take_the_same_steps(kind):
         torch.testing.assert_close(s1[name], s2[name], rtol=1e-8, atol=1e-10)
 
 
+def test_no_gradient_of_the_weights_is_left_for_the_step_on_alpha():
+    learner = learner_of(k=2)
+    learner.weight_step(*batch(), moment())
+    assert all(parameter.grad is None for parameter in learner.net.parameters())
+
+
 def test_alpha_step_changes_alpha_only_and_w_step_weights_only():
     learner = learner_of(k=2)
     before, alpha = weights(learner), copy.deepcopy(learner.sampler.state_dict())
