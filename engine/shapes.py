@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..kernels.primitives import Reference
 from ..kernels.reference.batchnorm import Stats
+from ..kernels.reference.separable import Separable
 from .config import SearchConfig
 from .optimizer import SampledSGD
 from .sampler import CellPaths, Paths, Sample, Sampler
@@ -69,8 +70,7 @@ class _NativeShapes(Reference):
     name = "native"
 
     def stats(self, z_BHWC: Tensor) -> Stats:
-        mean_C, rstd_C = z_BHWC.new_empty(2, z_BHWC.shape[-1]).unbind()
-        return mean_C, rstd_C
+        return z_BHWC.new_empty(2, z_BHWC.shape[-1])
 
     def accumulate_(self, out_BHWC: Tensor, z_BHWC: Tensor, gate: float) -> tuple[Stats, Tensor | None]:
         return self.stats(z_BHWC), None
@@ -83,27 +83,40 @@ class _NativeShapes(Reference):
     ) -> tuple[Tensor, Tensor | float]:
         return z_BHWC, 0.0
 
-    def norm_relu(self, z_BHWC: Tensor, stats: Stats) -> Tensor:
-        return torch.empty_like(z_BHWC)
+    def prepare(self, x_BHWC: Tensor, weights: Sequence[Tensor], stats: Stats | None) -> tuple[Tensor, Stats]:
+        batch, height, width, _ = x_BHWC.shape
+        outputs, halves = sum(weight.shape[0] for weight in weights), len(weights)
+        xhat_BHWO = x_BHWC.new_empty(batch, height // halves, width // halves, outputs)
+        return xhat_BHWO, self.stats(xhat_BHWO) if stats is None else stats
 
-    def inner_backward_(self, da_BHWC: Tensor, a_BHWC: Tensor, z_BHWC: Tensor, stats: Stats) -> Tensor:
-        return z_BHWC
+    def prepared_grads(
+        self, d_BHWO: Tensor, xhat_BHWO: Tensor, x_BHWC: Tensor, weights: Sequence[Tensor], stats: Stats,
+        *, need_x: bool, need_w: bool,
+    ) -> tuple[Tensor | None, list[Tensor | None]]:  # fmt: skip
+        dx = torch.empty_like(x_BHWC) if need_x else None
+        return dx, [torch.empty_like(weight) if need_w else None for weight in weights]
 
-    def depthwise_grads(
-        self, g_BHWC: Tensor, x_BHWC: Tensor, w_C1kk: Tensor, dilation: int, stride: int, *, need_x: bool, need_w: bool
-    ) -> tuple[Tensor | None, Tensor | None]:
-        dx, _ = super().depthwise_grads(g_BHWC, x_BHWC, w_C1kk, dilation, stride, need_x=need_x, need_w=False)
-        if not need_w:
-            return dx, None
-        g_BHWC, x_BHWC = g_BHWC.contiguous(), x_BHWC.contiguous()
-        side = w_C1kk.shape[-1]
-        return dx, x_BHWC.new_empty(side, side, x_BHWC.shape[-1]).permute(2, 0, 1).unsqueeze(1)
+    def separable(self, one: Separable, x_BHWC: Tensor) -> Tensor:
+        batch, height, width, channels = x_BHWC.shape
+        shape = batch, -(-height // one.stride), -(-width // one.stride), channels
+        zs = [x_BHWC.new_empty(shape) for _ in range(one.stages)]
+        one.inner_stats[len(one.inner_stats) :] = [self.stats(z) for z in zs[len(one.inner_stats) : -1]]
+        one.inner_zs[:] = zs[:-1]
+        return zs[-1]
 
-    def normalize_(self, z_BHWC: Tensor, stats: Stats) -> Tensor:
-        return z_BHWC
+    def accumulate_separable_(
+        self, out_BHWC: Tensor, one: Separable, x_BHWC: Tensor, gate: float
+    ) -> tuple[Tensor, Stats, Tensor | None]:
+        z_BHWC = self.separable(one, x_BHWC)
+        return z_BHWC, self.stats(z_BHWC), None
 
-    def xhat_backward_(self, dy_BHWC: Tensor, xhat_BHWC: Tensor, rstd_C: Tensor) -> Tensor:
-        return dy_BHWC
+    def separable_backward(
+        self, one: Separable, x_BHWC: Tensor, dy_BHWC: Tensor, z_BHWC: Tensor, stats: Stats, sum_dy_C: Tensor | None,
+        gate: float, grad: Tensor | None, weight_grads: Sequence[Tensor], *, need_x: bool,
+    ) -> tuple[Tensor | float, Tensor | None]:  # fmt: skip
+        dx_BHWC = x_BHWC.new_empty(x_BHWC.shape) if need_x and grad is None else grad
+        one.release()
+        return 0.0, dx_BHWC
 
     def max_pool(self, x_BHWC: Tensor, stride: int) -> Tensor:
         batch, height, width, channels = x_BHWC.shape
