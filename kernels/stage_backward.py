@@ -39,7 +39,7 @@ from .taps import (
     four_outputs,
     group_of_four,
     load_pixel,
-    norm_grad,
+    pixels_grad,
     product,
     store_row,
 )
@@ -70,6 +70,8 @@ def point_kernel(
         dy = v + plane
         gate = tl.full((), 1.0, ACC)
     DY_STRIDE: tl.constexpr = ROW_STRIDE if LAST else C
+    own_stats = stats + j * (2 * C)
+    own_sums = sums + j * (2 * C)
     through = two_stages | (code == DIL3) | (code == DIL5) | (code == CONV1)
     total = tl.zeros((BP, BN), ACC)
     if through:
@@ -79,21 +81,16 @@ def point_kernel(
         weights = pointwise + tl.cast(slot, tl.int64) * (C * C)
         for block in range(0, C, BC):
             c = block + tl.arange(0, BC)
-            mask = alive[:, None] & (c < C)[None, :]
-            g = tl.load(dy + p[:, None] * DY_STRIDE + c[None, :], mask=mask, other=0.0).to(ACC)
-            value = tl.load(z + plane + p[:, None] * C + c[None, :], mask=mask, other=0.0).to(ACC)
-            dz = norm_grad(g, value, stats + j * (2 * C), sums + j * (2 * C), gate, pixels, c, C, ACC)
+            dz = pixels_grad(dy, DY_STRIDE, z + plane, own_stats, own_sums, gate, pixels, p, alive, c, C, ACC)
             inside = (c < C)[:, None] & (n < C)[None, :]
             weight = tl.load(weights + c[:, None] * C + n[None, :], mask=inside, other=0.0)
-            total = product(tl.where(mask, dz, 0.0), weight, total, DOT)
+            total = product(dz, weight, total, DOT)
     else:
-        mask = alive[:, None] & (n < C)[None, :]
-        g = tl.load(dy + p[:, None] * DY_STRIDE + n[None, :], mask=mask, other=0.0).to(ACC)
         if code == AVG_DIRECT:
-            total += gate * g
+            mask = alive[:, None] & (n < C)[None, :]
+            total += gate * tl.load(dy + p[:, None] * DY_STRIDE + n[None, :], mask=mask, other=0.0).to(ACC)
         else:
-            value = tl.load(z + plane + p[:, None] * C + n[None, :], mask=mask, other=0.0).to(ACC)
-            total += norm_grad(g, value, stats + j * (2 * C), sums + j * (2 * C), gate, pixels, n, C, ACC)
+            total += pixels_grad(dy, DY_STRIDE, z + plane, own_stats, own_sums, gate, pixels, p, alive, n, C, ACC)
     out = u + plane + p[:, None] * C + n[None, :]
     tl.store(out, total.to(u.dtype.element_ty), mask=alive[:, None] & (n < C)[None, :])
 

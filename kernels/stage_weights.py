@@ -43,6 +43,7 @@ from .taps import (
     group_of_four,
     load_pixel,
     norm_grad,
+    pixels_grad,
     product,
 )
 
@@ -243,7 +244,7 @@ def dense_weights_kernel(
         h = p % (HO * WO) // WO
         w = p % WO
         a = load_pixel(x, stride, n, h + down, w + right, alive, c, HO, WO, C, ACC)
-        dz = _dz(dy, ROW_STRIDE, z + j * plane, own_stats, own_sums, gate, pixels, n, h, w, alive, o, HO, WO, C, ACC)
+        dz = pixels_grad(dy, ROW_STRIDE, z + j * plane, own_stats, own_sums, gate, pixels, p, alive, o, C, ACC)
         total = product(tl.trans(tl.maximum(a, 0.0)), dz, total, DOT)
     place = partial + ((tl.cast(group, tl.int64) * J + j) * 9 + tap) * (C * C) + c[:, None] * C + o[None, :]
     tl.store(place, total, mask=(o < C)[None, :] & (c < C)[:, None])

@@ -139,6 +139,17 @@ def norm_grad(
 
 
 @triton.jit
+def pixels_grad(
+    dy, dy_stride, z, stats, sums, scale, pixels, p, alive, c, C: tl.constexpr, ACC: tl.constexpr
+):  # fmt: skip
+    """`norm_grad` of the pixels p of a map, whose dy are dy_stride elements apart; zero where not alive."""
+    inside = alive[:, None] & (c < C)[None, :]
+    g = tl.load(dy + p[:, None] * dy_stride + c[None, :], mask=inside, other=0.0).to(ACC)
+    value = tl.load(z + p[:, None] * C + c[None, :], mask=inside, other=0.0).to(ACC)
+    return tl.where(inside, norm_grad(g, value, stats, sums, scale, pixels, c, C, ACC), 0.0)
+
+
+@triton.jit
 def load_pixel(x, stride, n, h, w, alive, c, H, W, C: tl.constexpr, ACC: tl.constexpr):
     """[BP, BC] of one pixel each; zero outside the map."""
     inside = (alive & (h >= 0) & (h < H) & (w >= 0) & (w < W))[:, None] & (c < C)[None, :]
