@@ -38,6 +38,7 @@ from .taps import (
     four_outputs,
     group_of_four,
     product,
+    scale_and_shift,
     store_row,
 )
 
@@ -58,8 +59,7 @@ def _separable(
         scale = tl.zeros((BC,), ACC)
         shift = tl.zeros((BC,), ACC)
         if NORM:
-            scale = tl.load(stats + C + c, mask=c < C, other=0.0).to(ACC)
-            shift = -tl.load(stats + c, mask=c < C, other=0.0).to(ACC) * scale
+            scale, shift = scale_and_shift(stats, c, C, ACC)
         a0, a1, a2, a3 = four_outputs(
             x, stride, taps, n, h0, w0, alive, c, scale, shift, H, W,
             C, K, ROW_STEP, COLUMN_STEP, PER_OUTPUT, 1, NORM, False, True, BP, BC, ACC,

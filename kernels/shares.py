@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .taps import product
+from .taps import product, widened
 
 # Bits of the nine pixels of a window in a 5 x 5 neighbourhood, the window in the upper left corner.
 WINDOW = tl.constexpr(0b111_00111_00111)
@@ -84,7 +84,7 @@ def taps_share(
         for s in tl.static_range(SPACING * (MOST - 1) + 4):
             x = w + shift_q + (s - SPACING * (MOST - 1))
             inside = (inside_row & (x >= 0) & (x < WO))[:, None] & inside_c[None, :]
-            value = tl.load(u + (row + x)[:, None] * C + c[None, :], mask=inside, other=0.0).to(ACC)
+            value = widened(tl.load(u + (row + x)[:, None] * C + c[None, :], mask=inside, other=0.0), ACC)
             for k in tl.static_range(4):
                 # Tap number q of the axis lies here for pixel k where s = k + SPACING * (MOST - 1 - q).
                 if (s <= k + SPACING * (MOST - 1)) & (s >= k) & ((s - k) % SPACING == 0):

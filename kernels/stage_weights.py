@@ -45,6 +45,7 @@ from .taps import (
     norm_grad,
     pixels_grad,
     product,
+    scale_and_shift,
 )
 
 # Partial weight gradients of a launch; more would cost memory, fewer would leave multiprocessors idle (ours).
@@ -163,8 +164,7 @@ def point_weights_kernel(
     scale = tl.zeros((BC,), ACC)
     shift = tl.zeros((BC,), ACC)
     if LAST & two_stages:
-        scale = tl.load(stats1 + j * (2 * C) + C + c, mask=c < C, other=0.0).to(ACC)
-        shift = -tl.load(stats1 + j * (2 * C) + c, mask=c < C, other=0.0).to(ACC) * scale
+        scale, shift = scale_and_shift(stats1 + j * (2 * C), c, C, ACC)
     for i in range(repeat):
         g = (group * repeat + i) * BP + tl.arange(0, BP)
         alive = g < batch * HO * PER_ROW

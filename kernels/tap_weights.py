@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .taps import CODE, DIL3, SEP3, SEP5, SOURCE, column, group_of_four, load_pixel, normalised
+from .taps import CODE, DIL3, SEP3, SEP5, SOURCE, column, group_of_four, load_pixel, rectified, scale_and_shift
 
 
 @triton.jit
@@ -64,7 +64,7 @@ def _tap_rows(
                 w = wo * S - (K // 2) * D + s * STEP
                 inside = (inside_row & (w >= 0) & (w < W))[:, None] & (c < C)[None, :]
                 at = ((n * H + h) * W + w)[:, None] * stride + c[None, :]
-                value = normalised(tl.load(x + at, mask=inside, other=0.0).to(ACC), scale, shift, inside, NORM)
+                value = rectified(x + at, inside, scale, shift, NORM, ACC)
                 for t in tl.static_range(4):
                     if (
                         (s >= t * PER_OUTPUT)
@@ -145,8 +145,7 @@ def tap_weights_kernel(
     shift = tl.zeros((BC,), ACC)
     if LAST & two_stages:
         x, stride = row_input(rows, j, inputs, nodes, z1, input_plane, node_stride, plane, I, C, ROW_STRIDE, True)
-        scale = tl.load(stats1 + j * (2 * C) + C + c, mask=c < C, other=0.0).to(ACC)
-        shift = -tl.load(stats1 + j * (2 * C) + c, mask=c < C, other=0.0).to(ACC) * scale
+        scale, shift = scale_and_shift(stats1 + j * (2 * C), c, C, ACC)
         if code == SEP3:
             _tap_rows(
                 x, stride, own, group, repeat, batch, c, scale, shift, place, HO, WO,

@@ -32,10 +32,29 @@ def column(rows, j, which: tl.constexpr):
 
 
 @triton.jit
-def normalised(x, scale, shift, inside, NORM: tl.constexpr):
-    """relu(x), or relu(x * scale + shift) inside the map; padding is zero after the ReLU."""
+def widened(x, ACC: tl.constexpr):
+    """x as ACC."""
+    # NVIDIA's compiler takes two instructions for every second value of a plain conversion, here one.
+    if x.dtype == tl.bfloat16:
+        x = (x.to(tl.int16, bitcast=True).to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    return x.to(ACC)
+
+
+@triton.jit
+def scale_and_shift(stats, c, C: tl.constexpr, ACC: tl.constexpr):
+    """(scale, shift) [BC] of x * scale + shift, the BatchNorm of a branch with these (mean, rstd)."""
+    scale = tl.load(stats + C + c, mask=c < C, other=1.0).to(ACC)
+    return scale, -tl.load(stats + c, mask=c < C, other=0.0).to(ACC) * scale
+
+
+@triton.jit
+def rectified(place, inside, scale, shift, NORM: tl.constexpr, ACC: tl.constexpr):
+    """relu(x), or relu(x * scale + shift) with scale > 0, of the x at `place`; 0 where not inside."""
     if NORM:
-        x = tl.where(inside, x * scale[None, :] + shift[None, :], 0.0)
+        # The activation of -inf is 0: cheaper than a selection behind it.
+        x = widened(tl.load(place, mask=inside, other=float("-inf")), ACC) * scale[None, :] + shift[None, :]
+    else:
+        x = widened(tl.load(place, mask=inside, other=0.0), ACC)
     return tl.maximum(x, 0.0)
 
 
@@ -51,7 +70,7 @@ def four_outputs(
     Args:
         x, stride: map and the distance of its pixels in elements.
         taps: first of k * k rows of C weights.
-        n, h0, w0: [BP] sample, and the input row and column of the first output's first tap.
+        n, h0, w0: [BP] sample, and the input row and column of the first output's first tap: padded by k // 2 taps.
         c: [BC] channels.
         ROW_STEP, COLUMN_STEP: pixels between two rows, and between two columns, that are read.
         PER_OUTPUT, PER_TAP: columns read between two neighbouring outputs, and between two taps of a row.
@@ -63,28 +82,38 @@ def four_outputs(
     a3 = tl.zeros((BP, BC), ACC)
     # A block of channels that fits needs no mask, which is an instruction for every tap.
     FITS: tl.constexpr = C % BC == 0
+    # Columns from here on are not left of the map, and need no comparison.
+    PAD: tl.constexpr = (K // 2) * ROW_STEP
     cm = c < C
+    row = x + ((n * H + h0) * W + w0)[:, None] * stride + c[None, :]
+    row_taps = taps + c
+    if FLIP:
+        row_taps += (K * K - 1) * C
     for i in range(K):
         h = h0 + i * ROW_STEP
         inside_row = alive & (h >= 0) & (h < H)
-        place = x + ((n * H + h) * W + w0)[:, None] * stride + c[None, :]
         for s in tl.static_range((K - 1) * PER_TAP + 1 + 3 * PER_OUTPUT):
             w = w0 + s * COLUMN_STEP
-            inside = (inside_row & (w >= 0) & (w < W))[:, None]
+            inside = inside_row & (w < W)
+            if s * COLUMN_STEP < PAD:
+                inside = inside & (w >= 0)
+            inside = inside[:, None]
             if not FITS:
                 inside = inside & cm[None, :]
-            value = tl.load(place + s * COLUMN_STEP * stride, mask=inside, other=0.0).to(ACC)
+            place = row + s * COLUMN_STEP * stride
             if RELU:
-                value = normalised(value, scale, shift, inside, NORM)
+                value = rectified(place, inside, scale, shift, NORM, ACC)
+            else:
+                value = widened(tl.load(place, mask=inside, other=0.0), ACC)
             for t in tl.static_range(4):
                 if (s >= t * PER_OUTPUT) & (s - t * PER_OUTPUT < K * PER_TAP) & ((s - t * PER_OUTPUT) % PER_TAP == 0):
-                    tap = i * K + (s - t * PER_OUTPUT) // PER_TAP
+                    tap = (s - t * PER_OUTPUT) // PER_TAP
                     if FLIP:
-                        tap = K * K - 1 - tap
+                        tap = -tap
                     if FITS:
-                        weight = tl.load(taps + tap * C + c).to(ACC)[None, :]
+                        weight = tl.load(row_taps + tap * C).to(ACC)[None, :]
                     else:
-                        weight = tl.load(taps + tap * C + c, mask=cm, other=0.0).to(ACC)[None, :]
+                        weight = tl.load(row_taps + tap * C, mask=cm, other=0.0).to(ACC)[None, :]
                     if t == 0:
                         a0 += value * weight
                     if t == 1:
@@ -93,6 +122,8 @@ def four_outputs(
                         a2 += value * weight
                     if t == 3:
                         a3 += value * weight
+        row += ROW_STEP * W * stride
+        row_taps += -K * C if FLIP else K * C
     return a0, a1, a2, a3
 
 
@@ -153,4 +184,4 @@ def pixels_grad(
 def load_pixel(x, stride, n, h, w, alive, c, H, W, C: tl.constexpr, ACC: tl.constexpr):
     """[BP, BC] of one pixel each; zero outside the map."""
     inside = (alive & (h >= 0) & (h < H) & (w >= 0) & (w < W))[:, None] & (c < C)[None, :]
-    return tl.load(x + ((n * H + h) * W + w)[:, None] * stride + c[None, :], mask=inside, other=0.0).to(ACC)
+    return widened(tl.load(x + ((n * H + h) * W + w)[:, None] * stride + c[None, :], mask=inside, other=0.0), ACC)
