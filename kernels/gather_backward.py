@@ -36,6 +36,7 @@ from .taps import (
     SOURCE,
     TAPS0,
     column,
+    four_zeros,
     group_of_four,
 )
 
@@ -47,10 +48,7 @@ def _through_relu(
     HAS_DENSE: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """Shares of the branches that read the ReLU of the state, before its mask."""
-    a0 = tl.zeros((BP, BC), ACC)
-    a1 = tl.zeros((BP, BC), ACC)
-    a2 = tl.zeros((BP, BC), ACC)
-    a3 = tl.zeros((BP, BC), ACC)
+    a0, a1, a2, a3 = four_zeros(BP, BC, ACC)
     for j in tl.range(num, disable_licm=True):
         code = tl.where(column(rows, j, SOURCE) == state, column(rows, j, CODE), NONE)
         own = u + j * plane

@@ -36,9 +36,11 @@ from .taps import (
     TAPS1,
     column,
     four_outputs,
+    four_zeros,
     group_of_four,
     product,
     scale_and_shift,
+    state_of,
     store_row,
 )
 
@@ -50,10 +52,7 @@ def _separable(
     NORM: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, BN: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """Depthwise and pointwise convolution of four outputs: [BP, BN] each."""
-    z0 = tl.zeros((BP, BN), ACC)
-    z1 = tl.zeros((BP, BN), ACC)
-    z2 = tl.zeros((BP, BN), ACC)
-    z3 = tl.zeros((BP, BN), ACC)
+    z0, z1, z2, z3 = four_zeros(BP, BN, ACC)
     for block in range(0, C, BC):
         c = block + tl.arange(0, BC)
         scale = tl.zeros((BC,), ACC)
@@ -188,10 +187,7 @@ def stage_kernel(
     n, ho, far = group_of_four(g, PER_ROW, HO, 2)
     wo = tl.where(spacing_two, far, near)
     step = tl.where(spacing_two, 2, 1)
-    z0 = tl.zeros((BP, BN), ACC)
-    z1 = tl.zeros((BP, BN), ACC)
-    z2 = tl.zeros((BP, BN), ACC)
-    z3 = tl.zeros((BP, BN), ACC)
+    z0, z1, z2, z3 = four_zeros(BP, BN, ACC)
     if LAST & two_stages:
         own = z1_in + j * plane
         taps = depthwise + tl.cast(column(rows, j, TAPS1), tl.int64) * C
@@ -210,15 +206,7 @@ def stage_kernel(
     else:
         taps = depthwise + tl.cast(column(rows, j, TAPS0), tl.int64) * C
         point = pointwise + tl.cast(column(rows, j, POINT0), tl.int64) * (C * C)
-        if source < I:
-            x = inputs + source * input_plane
-            stride = C
-        else:
-            x = nodes + (source - I) * node_stride
-            stride = ROW_STRIDE
-        x = tl.multiple_of(x, 16)
-        if C % 16 == 0:
-            stride = tl.multiple_of(stride, 16)
+        x, stride = state_of(source, inputs, nodes, input_plane, node_stride, I, C, ROW_STRIDE)
         if (STRIDE == 1) | (source >= I):
             z0, z1, z2, z3 = _first_stage(
                 x, stride, taps, point, stats1, n, ho, wo, alive, co, code, C, HO, WO, 1, LAST, BP, BC, BN, ACC, DOT
@@ -280,10 +268,7 @@ def _first_stage(
     BP: tl.constexpr, BC: tl.constexpr, BN: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """Depthwise-separable stage or pool that reads a state, for an edge of stride S."""
-    z0 = tl.zeros((BP, BN), ACC)
-    z1 = tl.zeros((BP, BN), ACC)
-    z2 = tl.zeros((BP, BN), ACC)
-    z3 = tl.zeros((BP, BN), ACC)
+    z0, z1, z2, z3 = four_zeros(BP, BN, ACC)
     if not LAST:
         if code == SEP3:
             z0, z1, z2, z3 = _separable(

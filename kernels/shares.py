@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .taps import product, widened
+from .taps import added, four_zeros, picked, product, widened
 
 # Bits of the nine pixels of a window in a 5 x 5 neighbourhood, the window in the upper left corner.
 WINDOW = tl.constexpr(0b111_00111_00111)
@@ -21,20 +21,6 @@ WINDOW = tl.constexpr(0b111_00111_00111)
 def pixels_of(place, alive, c, C: tl.constexpr):
     """Values of some pixels and channels, 0 where there are none."""
     return tl.load(place, mask=alive[:, None] & (c < C)[None, :], other=0.0)
-
-
-@triton.jit
-def _add(value, t: tl.constexpr, a0, a1, a2, a3):
-    """Add to output number t of four."""
-    if t == 0:
-        a0 += value
-    if t == 1:
-        a1 += value
-    if t == 2:
-        a2 += value
-    if t == 3:
-        a3 += value
-    return a0, a1, a2, a3
 
 
 @triton.jit
@@ -91,7 +77,7 @@ def taps_share(
                     weight = _tap_weight(
                         weights, tap, MOST - 1 - (s - k) // SPACING, step_q, count_q, c, inside_c, C, S, ACC
                     )
-                    a0, a1, a2, a3 = _add(value * weight, k, a0, a1, a2, a3)
+                    a0, a1, a2, a3 = added(value * weight, k, a0, a1, a2, a3)
     return a0, a1, a2, a3
 
 
@@ -124,9 +110,9 @@ def mean_share(
                 if (s >= k) & (s < k + MOST):
                     if S == 2:
                         met = k + MOST - 1 - s < count_q
-                        a0, a1, a2, a3 = _add(tl.where(met, value, 0.0), k, a0, a1, a2, a3)
+                        a0, a1, a2, a3 = added(tl.where(met, value, 0.0), k, a0, a1, a2, a3)
                     else:
-                        a0, a1, a2, a3 = _add(value, k, a0, a1, a2, a3)
+                        a0, a1, a2, a3 = added(value, k, a0, a1, a2, a3)
     return a0, a1, a2, a3
 
 
@@ -152,10 +138,7 @@ def maximum_share(
     BP: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """A max pool's share: a pixel has the gradient of the windows of which it is the first maximum."""
-    b0 = tl.zeros((BP, BC), tl.int32)
-    b1 = tl.zeros((BP, BC), tl.int32)
-    b2 = tl.zeros((BP, BC), tl.int32)
-    b3 = tl.zeros((BP, BC), tl.int32)
+    b0, b1, b2, b3 = four_zeros(BP, BC, tl.int32)
     inside_c = (c < C)[None, :]
     for r in tl.range(5, disable_licm=True):
         y = h * S + row_phase + r - 2
@@ -188,15 +171,8 @@ def maximum_share(
             value = tl.load(u + (row + at)[:, None] * C + c[None, :], mask=inside, other=0.0).to(ACC)
             for k in tl.static_range(4):
                 if (s >= k) & (s < k + MOST):
-                    bits = b0
-                    if k == 1:
-                        bits = b1
-                    if k == 2:
-                        bits = b2
-                    if k == 3:
-                        bits = b3
-                    won = _wins(bits, up, k + MOST - 1 - s, step_q, count_q)
-                    a0, a1, a2, a3 = _add(tl.where(won, value, 0.0), k, a0, a1, a2, a3)
+                    won = _wins(picked(k, b0, b1, b2, b3), up, k + MOST - 1 - s, step_q, count_q)
+                    a0, a1, a2, a3 = added(tl.where(won, value, 0.0), k, a0, a1, a2, a3)
     return a0, a1, a2, a3
 
 

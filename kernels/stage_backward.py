@@ -26,9 +26,7 @@ from .taps import (
     CONV1,
     DIL3,
     DIL5,
-    GATE,
     NONE,
-    OUTPUT,
     POINT0,
     POINT1,
     SEP3,
@@ -41,6 +39,7 @@ from .taps import (
     load_pixel,
     pixels_grad,
     product,
+    row_gradient,
     store_row,
 )
 
@@ -62,13 +61,9 @@ def point_kernel(
     p = tl.program_id(0).to(tl.int64) * BP + tl.arange(0, BP)
     n = tl.program_id(2) * BN + tl.arange(0, BN)
     alive = p < pixels
-    plane = j * (tl.cast(pixels, tl.int64) * C)
-    if LAST:
-        dy = d_nodes + column(rows, 0, OUTPUT) * node_stride
-        gate = tl.load(gates + column(rows, j, GATE)).to(ACC)
-    else:
-        dy = v + plane
-        gate = tl.full((), 1.0, ACC)
+    plane = tl.cast(pixels, tl.int64) * C
+    dy, gate = row_gradient(rows, j, d_nodes, v, gates, node_stride, plane, LAST, ACC)
+    own_z = z + j * plane
     DY_STRIDE: tl.constexpr = ROW_STRIDE if LAST else C
     own_stats = stats + j * (2 * C)
     own_sums = sums + j * (2 * C)
@@ -81,7 +76,7 @@ def point_kernel(
         weights = pointwise + tl.cast(slot, tl.int64) * (C * C)
         for block in range(0, C, BC):
             c = block + tl.arange(0, BC)
-            dz = pixels_grad(dy, DY_STRIDE, z + plane, own_stats, own_sums, gate, pixels, p, alive, c, C, ACC)
+            dz = pixels_grad(dy, DY_STRIDE, own_z, own_stats, own_sums, gate, pixels, p, alive, c, C, ACC)
             inside = (c < C)[:, None] & (n < C)[None, :]
             weight = tl.load(weights + c[:, None] * C + n[None, :], mask=inside, other=0.0)
             total = product(dz, weight, total, DOT)
@@ -90,8 +85,8 @@ def point_kernel(
             mask = alive[:, None] & (n < C)[None, :]
             total += gate * tl.load(dy + p[:, None] * DY_STRIDE + n[None, :], mask=mask, other=0.0).to(ACC)
         else:
-            total += pixels_grad(dy, DY_STRIDE, z + plane, own_stats, own_sums, gate, pixels, p, alive, n, C, ACC)
-    out = u + plane + p[:, None] * C + n[None, :]
+            total += pixels_grad(dy, DY_STRIDE, own_z, own_stats, own_sums, gate, pixels, p, alive, n, C, ACC)
+    out = u + j * plane + p[:, None] * C + n[None, :]
     tl.store(out, total.to(u.dtype.element_ty), mask=alive[:, None] & (n < C)[None, :])
 
 

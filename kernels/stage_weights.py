@@ -21,15 +21,13 @@ from .checks import (
     check_vectors,
 )
 from .launch import all_registers, blocks
-from .tap_weights import row_input, tap_weights_kernel
+from .tap_weights import tap_weights_kernel
 from .taps import (
     CODE,
     CONV1,
     CONV3,
     DIL3,
     DIL5,
-    GATE,
-    OUTPUT,
     POINT0,
     POINT1,
     REDUCE,
@@ -40,12 +38,16 @@ from .taps import (
     TAPS1,
     column,
     four_outputs,
+    four_zeros,
     group_of_four,
     load_pixel,
     norm_grad,
+    picked,
     pixels_grad,
     product,
+    row_gradient,
     scale_and_shift,
+    state_of,
 )
 
 # Partial weight gradients of a launch; more would cost memory, fewer would leave multiprocessors idle (ours).
@@ -69,10 +71,7 @@ def _depthwise_again(
     SECOND: tl.constexpr, LAST: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Inputs of the pointwise convolution for four neighbouring outputs."""
-    a0 = tl.zeros((BP, BC), ACC)
-    a1 = tl.zeros((BP, BC), ACC)
-    a2 = tl.zeros((BP, BC), ACC)
-    a3 = tl.zeros((BP, BC), ACC)
+    a0, a1, a2, a3 = four_zeros(BP, BC, ACC)
     if SECOND | (not LAST):
         if code == SEP3:
             a0, a1, a2, a3 = four_outputs(
@@ -148,19 +147,14 @@ def point_weights_kernel(
     o = (tl.program_id(2) // IN_BLOCKS) * BO + tl.arange(0, BO)
     c = (tl.program_id(2) % IN_BLOCKS) * BC + tl.arange(0, BC)
     plane = tl.cast(pixels, tl.int64) * C
-    if LAST:
-        dy = d_nodes + column(rows, 0, OUTPUT) * node_stride
-        gate = tl.load(gates + column(rows, j, GATE)).to(ACC)
-    else:
-        dy = v + j * plane
-        gate = tl.full((), 1.0, ACC)
+    dy, gate = row_gradient(rows, j, d_nodes, v, gates, node_stride, plane, LAST, ACC)
     DY_STRIDE: tl.constexpr = ROW_STRIDE if LAST else C
     own_z = z + j * plane
     own_stats = stats + j * (2 * C)
     own_sums = sums + j * (2 * C)
     total = tl.zeros((BO, BC), ACC)
     PER_ROW: tl.constexpr = (WO + 3) // 4
-    from_nodes = column(rows, j, SOURCE) >= I
+    source = column(rows, j, SOURCE)
     scale = tl.zeros((BC,), ACC)
     shift = tl.zeros((BC,), ACC)
     if LAST & two_stages:
@@ -169,25 +163,22 @@ def point_weights_kernel(
         g = (group * repeat + i) * BP + tl.arange(0, BP)
         alive = g < batch * HO * PER_ROW
         n, ho, wo = group_of_four(g, PER_ROW, HO, 1)
-        a0 = tl.zeros((BP, BC), ACC)
-        a1 = tl.zeros((BP, BC), ACC)
-        a2 = tl.zeros((BP, BC), ACC)
-        a3 = tl.zeros((BP, BC), ACC)
+        a0, a1, a2, a3 = four_zeros(BP, BC, ACC)
         if LAST & two_stages:
-            x, stride = row_input(rows, j, inputs, nodes, z1, input_plane, node_stride, plane, I, C, ROW_STRIDE, True)
+            x = z1 + j * plane
             taps = depthwise + tl.cast(column(rows, j, TAPS1), tl.int64) * C
             a0, a1, a2, a3 = _depthwise_again(
                 x, C, taps, n, ho, wo, alive, c, scale, shift, code, HO, WO, C, 1, True, LAST, BP, BC, ACC
             )
         else:
-            x, stride = row_input(rows, j, inputs, nodes, z1, input_plane, node_stride, plane, I, C, ROW_STRIDE, False)
+            x, stride = state_of(source, inputs, nodes, input_plane, node_stride, I, C, ROW_STRIDE)
             taps = depthwise + tl.cast(column(rows, j, TAPS0), tl.int64) * C
             if HAS_DENSE & ((code == CONV1) | (code == REDUCE)):
                 total = _dense_products(
                     total, x, stride, dy, own_z, own_stats, own_sums, gate, pixels, n, ho, wo, alive, c, o, code,
                     C, H, W, HO, WO, DY_STRIDE, ACC, DOT,
                 )  # fmt: skip
-            elif (STRIDE == 1) | from_nodes:
+            elif (STRIDE == 1) | (source >= I):
                 a0, a1, a2, a3 = _depthwise_again(
                     x, stride, taps, n, ho, wo, alive, c, scale, shift, code, HO, WO, C, 1, False, LAST, BP, BC, ACC
                 )
@@ -197,18 +188,10 @@ def point_weights_kernel(
                 )
         if code >= SEP3:
             for t in tl.static_range(4):
-                if t == 0:
-                    a = a0
-                elif t == 1:
-                    a = a1
-                elif t == 2:
-                    a = a2
-                else:
-                    a = a3
                 d = _dz(
                     dy, DY_STRIDE, own_z, own_stats, own_sums, gate, pixels, n, ho, wo + t, alive, o, HO, WO, C, ACC
                 )
-                total = product(tl.trans(d), a, total, DOT)
+                total = product(tl.trans(d), picked(t, a0, a1, a2, a3), total, DOT)
     place = partial + (tl.cast(group, tl.int64) * J + j) * (C * C) + o[:, None] * C + c[None, :]
     tl.store(place, total, mask=(o < C)[:, None] & (c < C)[None, :])
 
@@ -229,9 +212,9 @@ def dense_weights_kernel(
     c = (tl.program_id(2) // OUT_BLOCKS) * BC + tl.arange(0, BC)
     o = (tl.program_id(2) % OUT_BLOCKS) * BO + tl.arange(0, BO)
     plane = tl.cast(pixels, tl.int64) * C
-    x, stride = row_input(rows, j, inputs, nodes, z, input_plane, node_stride, plane, I, C, ROW_STRIDE, False)
-    dy = d_nodes + column(rows, 0, OUTPUT) * node_stride
-    gate = tl.load(gates + column(rows, j, GATE)).to(ACC)
+    source = column(rows, j, SOURCE)
+    x, stride = state_of(source, inputs, nodes, input_plane, node_stride, I, C, ROW_STRIDE)
+    dy, gate = row_gradient(rows, j, d_nodes, z, gates, node_stride, plane, True, ACC)
     own_stats = stats + j * (2 * C)
     own_sums = sums + j * (2 * C)
     down = tap // 3 - 1

@@ -9,28 +9,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .taps import CODE, DIL3, SEP3, SEP5, SOURCE, column, group_of_four, load_pixel, rectified, scale_and_shift
-
-
-@triton.jit
-def row_input(
-    rows, j, inputs, nodes, z1, input_plane, node_stride, plane, I: tl.constexpr, C: tl.constexpr,
-    ROW_STRIDE: tl.constexpr, SECOND: tl.constexpr,
-):  # fmt: skip
-    """(map, distance of its pixels) that the stage of a branch reads."""
-    source = column(rows, j, SOURCE)
-    if SECOND:
-        x = z1 + j * plane
-        stride = tl.full((), C, tl.int32)
-    elif source < I:
-        x = inputs + source * input_plane
-        stride = tl.full((), C, tl.int32)
-    else:
-        x = nodes + (source - I) * node_stride
-        stride = tl.full((), ROW_STRIDE, tl.int32)
-    if C % 16 == 0:
-        x, stride = tl.multiple_of(x, 16), tl.multiple_of(stride, 16)
-    return x, stride
+from .taps import (
+    CODE,
+    DIL3,
+    SEP3,
+    SEP5,
+    SOURCE,
+    column,
+    group_of_four,
+    load_pixel,
+    picked,
+    rectified,
+    scale_and_shift,
+    state_of,
+)
 
 
 @triton.jit
@@ -71,14 +63,7 @@ def _tap_rows(
                         & (s - t * PER_OUTPUT < K * PER_TAP)
                         & ((s - t * PER_OUTPUT) % PER_TAP == 0)
                     ):
-                        if t == 0:
-                            grad = u0
-                        elif t == 1:
-                            grad = u1
-                        elif t == 2:
-                            grad = u2
-                        else:
-                            grad = u3
+                        grad = picked(t, u0, u1, u2, u3)
                         if (s - t * PER_OUTPUT) // PER_TAP == 0:
                             w0 += value * grad
                         if (s - t * PER_OUTPUT) // PER_TAP == 1:
@@ -144,21 +129,22 @@ def tap_weights_kernel(
     scale = tl.zeros((BC,), ACC)
     shift = tl.zeros((BC,), ACC)
     if LAST & two_stages:
-        x, stride = row_input(rows, j, inputs, nodes, z1, input_plane, node_stride, plane, I, C, ROW_STRIDE, True)
+        x = z1 + j * plane
         scale, shift = scale_and_shift(stats1 + j * (2 * C), c, C, ACC)
         if code == SEP3:
             _tap_rows(
-                x, stride, own, group, repeat, batch, c, scale, shift, place, HO, WO,
+                x, C, own, group, repeat, batch, c, scale, shift, place, HO, WO,
                 C, HO, WO, 1, 3, 1, True, BP, BC, ACC,
             )  # fmt: skip
         else:
             _tap_rows(
-                x, stride, own, group, repeat, batch, c, scale, shift, place, HO, WO,
+                x, C, own, group, repeat, batch, c, scale, shift, place, HO, WO,
                 C, HO, WO, 1, 5, 1, True, BP, BC, ACC,
             )  # fmt: skip
     else:
-        x, stride = row_input(rows, j, inputs, nodes, z1, input_plane, node_stride, plane, I, C, ROW_STRIDE, False)
-        if (STRIDE == 1) | (column(rows, j, SOURCE) >= I):
+        source = column(rows, j, SOURCE)
+        x, stride = state_of(source, inputs, nodes, input_plane, node_stride, I, C, ROW_STRIDE)
+        if (STRIDE == 1) | (source >= I):
             _first_tap_rows(
                 x, stride, own, group, repeat, batch, c, scale, shift, place, code, HO, WO,
                 C, HO, WO, 1, LAST, BP, BC, ACC,

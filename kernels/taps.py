@@ -32,6 +32,70 @@ def column(rows, j, which: tl.constexpr):
 
 
 @triton.jit
+def state_of(
+    source, inputs, nodes, input_plane, node_stride, I: tl.constexpr, C: tl.constexpr, ROW_STRIDE: tl.constexpr
+):  # fmt: skip
+    """(map, distance of its pixels) of a source: an input or a node."""
+    if source < I:
+        x = inputs + source * input_plane
+        stride = tl.full((), C, tl.int32)
+    else:
+        x = nodes + (source - I) * node_stride
+        stride = tl.full((), ROW_STRIDE, tl.int32)
+    if C % 16 == 0:
+        x, stride = tl.multiple_of(x, 16), tl.multiple_of(stride, 16)
+    return x, stride
+
+
+@triton.jit
+def row_gradient(
+    rows, j, d_nodes, v, gates, node_stride, plane, LAST: tl.constexpr, ACC: tl.constexpr
+):  # fmt: skip
+    """(map, factor) of the gradient of what the stage of a branch gave: its node's times its gate, or `v` as it is."""
+    if LAST:
+        dy = d_nodes + column(rows, 0, OUTPUT) * node_stride
+        gate = tl.load(gates + column(rows, j, GATE)).to(ACC)
+    else:
+        dy = v + j * plane
+        gate = tl.full((), 1.0, ACC)
+    return dy, gate
+
+
+@triton.jit
+def four_zeros(BP: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr):
+    """Four outputs' sums at the start."""
+    zeros = tl.zeros((BP, BC), ACC)
+    return zeros, zeros, zeros, zeros
+
+
+@triton.jit
+def added(value, t: tl.constexpr, a0, a1, a2, a3):
+    """Four outputs' sums after adding to output number t."""
+    if t == 0:
+        a0 += value
+    if t == 1:
+        a1 += value
+    if t == 2:
+        a2 += value
+    if t == 3:
+        a3 += value
+    return a0, a1, a2, a3
+
+
+@triton.jit
+def picked(t: tl.constexpr, a0, a1, a2, a3):
+    """Output number t of four."""
+    a = a0
+    if t == 1:
+        a = a1
+    if t == 2:
+        a = a2
+    if t == 3:
+        a = a3
+    return a
+
+
+@triton.jit
 def widened(x, ACC: tl.constexpr):
     """x as ACC."""
     # NVIDIA's compiler takes two instructions for every second value of a plain conversion, here one.
@@ -76,10 +140,7 @@ def four_outputs(
         PER_OUTPUT, PER_TAP: columns read between two neighbouring outputs, and between two taps of a row.
         FLIP: whether to run through the taps backwards, as an input gradient does.
     """
-    a0 = tl.zeros((BP, BC), ACC)
-    a1 = tl.zeros((BP, BC), ACC)
-    a2 = tl.zeros((BP, BC), ACC)
-    a3 = tl.zeros((BP, BC), ACC)
+    a0, a1, a2, a3 = four_zeros(BP, BC, ACC)
     # A block of channels that fits needs no mask, which is an instruction for every tap.
     FITS: tl.constexpr = C % BC == 0
     # Columns from here on are not left of the map, and need no comparison.
@@ -114,14 +175,7 @@ def four_outputs(
                         weight = tl.load(row_taps + tap * C).to(ACC)[None, :]
                     else:
                         weight = tl.load(row_taps + tap * C, mask=cm, other=0.0).to(ACC)[None, :]
-                    if t == 0:
-                        a0 += value * weight
-                    if t == 1:
-                        a1 += value * weight
-                    if t == 2:
-                        a2 += value * weight
-                    if t == 3:
-                        a3 += value * weight
+                    a0, a1, a2, a3 = added(value * weight, t, a0, a1, a2, a3)
         row += ROW_STEP * W * stride
         row_taps += -K * C if FLIP else K * C
     return a0, a1, a2, a3
