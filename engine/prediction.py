@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..profiles.predictor import Prediction, Recorder, Run, Speed, Trace
+from ..profiles.predictor import Known, Prediction, Recorder, Run, Speed, Trace
 from .config import SearchConfig
 from .cpu_scratch import CpuScratch
 from .ops import TABLES, operation_at
@@ -72,7 +72,8 @@ class SearchProbe:
         self.config, self.target, self.classes = config, target, classes
         self.guided, self.dropped, self.choice = guided, dropped, choice
         self.space = space_named(config.space)
-        self._cpu_scratch = CpuScratch()
+        self._cpu_scratch, self._shapes = CpuScratch(), Shapes()
+        self._known: dict[Hashable, Known] = {}
         self._nets: dict[tuple[str, bool], ShapeNet] = {}
 
     def __call__(self, k: int, batch: int, policy: str, mode: str, dtype: str) -> Prediction:
@@ -117,7 +118,7 @@ class SearchProbe:
             learner.guidance.judge(0.0, 1.0)
         ema = [] if learner.guidance.ema is None else list(learner.guidance.ema.parameters())
         weights, alphas = list(net.parameters()), list(sampler.parameters())
-        with Shapes(), recorder:
+        with recorder:
             recorder.adopt("parameters", [*weights, *net.buffers(), *alphas, *ema])
             recorder.adopt("optimizer", learner.optimizer_state)
             recorder.adopt("images", [feed.images_BCHW, feed.labels_B])
@@ -133,12 +134,12 @@ class SearchProbe:
 
     def _recorder(self) -> Recorder:
         if not self.target.cuda:
-            return Recorder(scratch=self._cpu_scratch)
+            return Recorder(scratch=self._cpu_scratch, run=self._shapes, known=self._known)
         if importlib.util.find_spec("triton") is None:
-            return Recorder()
+            return Recorder(run=self._shapes, known=self._known)
         from ..kernels import scratch
 
-        return Recorder(scratch=scratch.scratch_sizes, effort=scratch.effort)
+        return Recorder(scratch=scratch.scratch_sizes, effort=scratch.effort, run=self._shapes, known=self._known)
 
     def _net(self, config: SearchConfig, dtype: torch.dtype) -> ShapeNet:
         """The net of a dtype, made once: the policy is all that differs."""

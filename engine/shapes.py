@@ -6,12 +6,12 @@ what has no meta kernel is described here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..kernels.primitives import Reference
 from ..kernels.reference.batchnorm import Stats
@@ -30,15 +30,37 @@ Choice = Sequence[Mapping[str, tuple[tuple[int, ...], ...]]]
 _aten = torch.ops.aten
 
 
-class Shapes(TorchDispatchMode):
-    """Context manager in which a step runs on meta tensors; whoever reads one on the host gets ones."""
+class Shapes:
+    """Runs operators on meta tensors for a `Recorder`; whoever reads one on the host gets ones.
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+    What an operator makes is made anew from its last call of the same signature, and what it writes to is handed
+    back: torch's own rules of shapes take ten times as long.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[Hashable, Callable[[], Any]] = {}
+        self._written: dict[Any, int | str | None] = {}
+
+    def __call__(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], key: Hashable) -> Any:
+        made = self._made.get(key)
+        if made is not None:
+            return made()
+        if func not in self._written:
+            self._written[func] = _written(func)
+        written = self._written[func]
+        if written is not None:
+            return kwargs[written] if isinstance(written, str) else args[written]
         if func is _aten._to_copy.default and args[0].is_meta and kwargs.get("device") == torch.device("cpu"):
             return torch.ones(args[0].shape, dtype=args[0].dtype)
         if func is _aten._local_scalar_dense.default and args[0].is_meta:
             return 1
+        result = self._run(func, args, kwargs)
+        maker = _maker(func, args, result)
+        if maker is not None:
+            self._made[key] = maker
+        return result
+
+    def _run(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if func is _aten.batch_norm_update_stats.default:
             channels = args[0].shape[1]
             return args[0].new_empty(channels), args[0].new_empty(channels)
@@ -51,6 +73,36 @@ class Shapes(TorchDispatchMode):
                 for number, grad in enumerate(result)
             )
         return result
+
+
+def _written(func: Any) -> int | str | None:
+    """Place or name of the argument that an operator writes to and returns; None for all other operators."""
+    schema = func._schema
+    found = [
+        (n, arg) for n, arg in enumerate(schema.arguments) if arg.alias_info is not None and arg.alias_info.is_write
+    ]
+    if len(found) != 1 or len(schema.returns) != 1 or torch.Tag.inplace_view in func.tags or "resize" in schema.name:
+        return None
+    place, argument = found[0]
+    return argument.name if argument.kwarg_only else place
+
+
+def _maker(func: Any, args: Sequence[Any], result: Any) -> Callable[[], Any] | None:
+    """Makes the like of a result that shares nothing with what was there; None where that is not so."""
+    if any(returned.alias_info is not None for returned in func._schema.returns):
+        return None
+    if isinstance(result, Tensor):
+        return _empty_like(result) if result.is_meta else None
+    if not isinstance(result, tuple) or not all(
+        one is None or (isinstance(one, Tensor) and one.is_meta) for one in result
+    ):
+        return None
+    makers = [None if one is None else _empty_like(one) for one in result]
+    return lambda: tuple(None if make is None else make() for make in makers)
+
+
+def _empty_like(made: Tensor) -> Callable[[], Tensor]:
+    return functools.partial(torch.empty_strided, made.shape, made.stride(), dtype=made.dtype, device=META)
 
 
 def _as_computed(y_BCHW: Tensor, x_BCHW: Tensor, w_OIkk: Tensor) -> Tensor:

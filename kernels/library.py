@@ -10,6 +10,7 @@ depthwise convolution and a pointwise one.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,8 +28,9 @@ def _geometry(values: Sequence[int]) -> Geometry:
     return Geometry(*values)
 
 
-def _values(geometry: Geometry) -> list[int]:
-    return list(dataclasses.astuple(geometry))
+@functools.cache
+def _values(geometry: Geometry) -> tuple[int, ...]:
+    return dataclasses.astuple(geometry)
 
 
 def _maps(like: Tensor, rows: Tensor, geometry: Geometry) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -45,6 +45,8 @@ Call = tuple[Sequence[Any], Mapping[str, Any]]
 # Sizes in bytes of what an operator has alive inside at most, and its work where its arguments do not tell.
 Scratch = Callable[[Any, Call], tuple[int, ...]]
 Effort = Callable[[Any, Call], "tuple[int, int] | None"]
+# (operator, positional arguments, keyword arguments, signature) -> result.
+Runner = Callable[[Any, Sequence[Any], Mapping[str, Any], Hashable], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,17 +189,44 @@ class Trace:
         return total
 
 
+def signature(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Hashable:
+    """What two calls share exactly if they allocate, move and compute the same."""
+    return (func, *map(_facts, args), *((name, _facts(value)) for name, value in kwargs.items()))
+
+
+def _facts(value: Any) -> Hashable:
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype, value.is_meta
+    if isinstance(value, list | tuple):
+        return tuple(map(_facts, value))
+    # 1, 1.0 and True are equal, and promote differently.
+    return (value.__class__, value)
+
+
+class Known(NamedTuple):
+    """What a recorder needs of a call each time that it comes by."""
+
+    scratch_bytes: tuple[int, ...]
+    work: Work | None
+
+
 class Recorder(TorchDispatchMode):
     """Context manager that takes down the births and ends of storages inside it.
 
     Args:
+        run: runs an operator; without it the operator itself does.
+        known: of calls by signature, to be shared by recorders of the same `scratch` and `effort`.
         scratch: sizes in bytes of what an operator has alive inside at most; none for those that need none.
         effort: what a launch moves and computes; None where shapes and torch's own FLOP formulas tell.
     """
 
-    def __init__(self, *, scratch: Scratch | None = None, effort: Effort | None = None) -> None:
+    def __init__(
+        self, *, scratch: Scratch | None = None, effort: Effort | None = None, run: Runner | None = None,
+        known: dict[Hashable, Known] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self._scratch, self._effort = scratch, effort
+        self._scratch, self._effort, self._run = scratch, effort, run
+        self._known = {} if known is None else known
         self._sizes: list[int] = []
         self._categories: list[str] = []
         self._events: list[int] = []
@@ -237,16 +266,27 @@ class Recorder(TorchDispatchMode):
         self._notice_backward()
         if self._in_backward and func is _ADD and _engine_adds():
             func = _ADD_
-        result = func(*args, **kwargs)
+        key = signature(func, args, kwargs)
+        result = func(*args, **kwargs) if self._run is None else self._run(func, args, kwargs, key)
         born = False
         for value in _tensors(result):
             born |= value.untyped_storage()._cdata not in self._serials and self._birth(value) is not None
-        if self._scratch is not None:
-            self._pass_through(self._scratch(func, (args, kwargs)))
-        if born or func._schema.is_mutable:
-            found = None if self._effort is None else self._effort(func, (args, kwargs))
-            self._work[Work(*found) if found else _work(func, args, kwargs, result)] += 1
+        known = self._known.get(key)
+        if known is None:
+            known = self._known[key] = self._learn(func, args, kwargs, result, born)
+        if known.scratch_bytes:
+            self._pass_through(known.scratch_bytes)
+        if known.work is not None:
+            self._work[known.work] += 1
         return result
+
+    def _learn(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any, born: bool) -> Known:
+        call = (args, kwargs)
+        scratch_bytes = () if self._scratch is None else self._scratch(func, call)
+        if not (born or func._schema.is_mutable):
+            return Known(scratch_bytes, None)
+        found = None if self._effort is None else self._effort(func, call)
+        return Known(scratch_bytes, Work(*found) if found else _work(func, args, kwargs, result))
 
     def _pass_through(self, sizes_bytes: tuple[int, ...]) -> None:
         """Storages that live at the same time and for this moment only."""
