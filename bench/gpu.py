@@ -72,7 +72,8 @@ def measured(step: Step, take: Callable[[], Any], seconds: float) -> dict[str, A
 def graphed(step: Step) -> Callable[[], Any]:
     """The step as two CUDA graphs, as a search runs it."""
     from ..engine.graph import StepGraphs
-    from ..engine.steps import Feed, Moment
+    from ..engine.passes import Feed
+    from ..engine.steps import Moment
 
     learner = step.learner
     graphs: StepGraphs[Feed] = StepGraphs(step.labels_B.device)

@@ -11,9 +11,10 @@ from torch import Tensor
 from ..engine.config import SearchConfig, build
 from ..engine.errors import ConfigError
 from ..engine.implementation import resolve
+from ..engine.passes import Feed
 from ..engine.sampler import Sampler
 from ..engine.space import space_named
-from ..engine.steps import Feed, Learner, Moment
+from ..engine.steps import Learner, Moment
 from ..engine.supernet import SuperNet
 
 

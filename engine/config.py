@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from ..profiles.budget import parse as parse_budget
 from .errors import ConfigError
 from .method import method_named
 from .space import search_skeleton, space_named
@@ -72,6 +73,7 @@ class SearchConfig:
     gate: Literal["sampled", "recompute", "restricted", "score"] = key(
         "sampled",
         "estimator of alpha's gradient: sampled paths, all paths by recompute, restricted softmax, score",
+        flag=False,
     )
     tau_max: float = key(10.0, "temperature of the first epoch (GDAS: 10)", flag=False)
     tau_min: float = key(0.1, "temperature of the last epoch, linear between (GDAS: 0.1)", flag=False)
@@ -91,6 +93,9 @@ class SearchConfig:
     epochs: int = key(50, "epochs over the W half (DARTS: 50)")
     warmup: int = key(15, "epochs without alpha steps (PC-DARTS: 15 of 50)")
     batch: int = key(64, "images per step, W and alpha each (DARTS: 64)")
+    accumulate: int = key(
+        1, "micro-batches that a step's batch is cut into; each has BatchNorm statistics of its own", flag=False
+    )
     lr: float = key(0.025, "SGD's first learning rate, cosine to lr_min (DARTS: 0.025)", flag=False)
     lr_min: float = key(0.001, "SGD's last learning rate (DARTS: 0.001)", flag=False)
     momentum: float = key(0.9, "SGD's momentum (DARTS: 0.9)", flag=False)
@@ -100,6 +105,7 @@ class SearchConfig:
     alpha_weight_decay: float = key(1e-3, "Adam's weight decay on alpha (DARTS: 1e-3)", flag=False)
 
     policy: str = key("min", "kept activations: all, bn, nodes or min; one, or one per cell joined by commas")
+    budget: str = key("", "memory that the search may take: 10GiB, 80% of the device, or auto for all that is free")
     layout: Literal["nhwc", "nchw"] = key("nhwc", "layout of the plain-autograd path", flag=False)
     device: str = key("auto", "auto, cpu or cuda")
     impl: Literal["auto", "triton", "native", "reference"] = key(
@@ -139,7 +145,7 @@ def choices(name: str) -> tuple[str, ...]:
 
 
 def check(config: SearchConfig) -> None:
-    """Raise ConfigError for the first value that no search can run with."""
+    """Raise ConfigError for the first value that no search can run with, ProfileError for an unreadable budget."""
     space = space_named(config.space)
     method_named(config.method)
     for name in FIELDS:
@@ -148,7 +154,9 @@ def check(config: SearchConfig) -> None:
                 f"unknown value of {name}",
                 got=repr(getattr(config, name)),
                 allowed=", ".join(choices(name)),
-                next=f"--{name.replace('_', '-')} {choices(name)[0]}",
+                next=f"--{name} {choices(name)[0]}"
+                if FIELDS[name].metadata["flag"]
+                else f"--set {name}={choices(name)[0]}",
             )
     if not 1 <= config.k <= space.num_operations:
         raise ConfigError(
@@ -175,6 +183,7 @@ def _check_ranges(config: SearchConfig) -> None:
         "limit": (0, 1 << 31), "cutout": (0, config.image), "tau_min": (1e-3, 1e3), "tau_max": (config.tau_min, 1e3),
         "dbi_rate": (0, 0.9), "teacher_weight": (0, 1), "teacher_temperature": (1e-2, 1e2), "teacher_start": (0, 1),
         "teacher_decay": (0, 1), "epochs": (1, 1 << 20), "warmup": (0, config.epochs), "batch": (2, 1 << 20),
+        "accumulate": (1, config.batch),
         "lr": (0, 1e3), "lr_min": (0, 1e3), "momentum": (0, 1), "weight_decay": (0, 1), "clip": (1e-6, 1e9),
         "alpha_lr": (0, 1e3), "alpha_weight_decay": (0, 1), "threads": (0, 4096), "seed": (0, (1 << 63) - 1),
         "checkpoint_every": (0, 1 << 31), "keep": (1, 1 << 20), "eval_images": (0, 1 << 31),
@@ -211,6 +220,8 @@ def _check_policies(config: SearchConfig) -> None:
 
 
 def _check_combinations(config: SearchConfig) -> None:
+    if config.budget:
+        parse_budget(config.budget)
     if config.device not in ("auto", "cpu") and not config.device.startswith("cuda"):
         raise ConfigError("unknown device", got=config.device, allowed="auto, cpu, cuda, cuda:N", next="--device auto")
     if config.teacher == "ensemble" and (config.mode == "union" or config.k == 1):

@@ -52,7 +52,9 @@ class Guidance:
         return self.teacher_loss < self.student_loss
 
     def due(self, step: int) -> bool:
-        """Whether the teacher is to be run in this step."""
+        """Whether the teacher is to be run in this step; a single sub-graph has no ensemble to learn from."""
+        if self.kind == "ensemble" and self.sampler.k == 1:
+            return False
         return self.kind != "none" and (self.trusted or step % RETRY_STEPS == 0)
 
     @torch.no_grad()

@@ -22,6 +22,8 @@ from ..kernels.reference.separable import Separable
 
 Shape = tuple[int, ...]
 MAX_NETWORKS = 64
+# Draws of a search stay below 2**(MICRO_BATCH_BITS - 6), so that no two micro-batches share a clock.
+MICRO_BATCH_BITS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +52,10 @@ class Drop:
         return make(x_BHWC, self.rate.item(), key)
 
 
-def network_clock(clock: Tensor, network: int) -> Tensor:
-    """The clock of one of a draw's networks, so that sub-graphs meet masks of their own."""
+def network_clock(clock: Tensor, network: int, micro_batch: int = 0) -> Tensor:
+    """The clock of one of a draw's networks on one micro-batch, so that each meets masks of its own."""
     seed, draw = clock.unbind()
-    return torch.stack([seed, draw * MAX_NETWORKS + network])
+    return torch.stack([seed, draw * MAX_NETWORKS + (network + (micro_batch << MICRO_BATCH_BITS))])
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,6 @@ class SampledSGD:
             ok: bool []; where it is False nothing changes, whatever the gradients hold.
         """
         active = [n for n, parameter in enumerate(self.parameters) if parameter.grad is not None]
-        zero = ok.new_zeros((), dtype=torch.float32)
         for n in active:
             if self.buffers[n] is None:
                 self.buffers[n] = torch.zeros_like(self.parameters[n])
@@ -58,12 +57,15 @@ class SampledSGD:
         grads: list[Tensor] = [g for n in active if (g := self.parameters[n].grad) is not None]
         buffers: list[Tensor] = [b for n in active if (b := self.buffers[n]) is not None]
         masks = [ok.to(w.dtype) if (m := touched[n]) is None else m * ok for n, w in zip(active, weights, strict=True)]
+        zeros = {grad.dtype: ok.new_zeros((), dtype=grad.dtype) for grad in grads}
+        decays, rates = [1 - (1 - self.momentum) * mask for mask in masks], [mask * -lr for mask in masks]
+        # Nothing below allocates: memory that runs out leaves the weights as they were.
         torch._foreach_add_(grads, weights, alpha=self.weight_decay)
-        for grad, buffer, mask, weight in zip(grads, buffers, masks, weights, strict=True):
+        for grad, buffer, decay, mask, rate, weight in zip(grads, buffers, decays, masks, rates, weights, strict=True):
             # A gradient that is not finite must not reach the buffer, not even times zero.
-            torch.where(ok, grad, zero.to(grad.dtype), out=grad)
-            buffer.mul_(1 - (1 - self.momentum) * mask).addcmul_(grad, mask)
-            weight.addcmul_(buffer, mask * -lr)
+            torch.where(ok, grad, zeros[grad.dtype], out=grad)
+            buffer.mul_(decay).addcmul_(grad, mask)
+            weight.addcmul_(buffer, rate)
 
     def state_dict(self) -> dict[str, Any]:
         """The momentum buffers by number of the parameter."""

@@ -19,10 +19,10 @@ from ..profiles.predictor import Known, Prediction, Recorder, Run, Speed, Trace
 from .config import SearchConfig
 from .cpu_scratch import CpuScratch
 from .ops import TABLES, operation_at
+from .passes import Feed
 from .sampler import Sampler
 from .shapes import META, Choice, KnownSampler, ShapeLearner, ShapeNet, Shapes
 from .space import ZERO, SearchSpace, space_named
-from .steps import Feed
 
 Impl = Literal["triton", "native", "reference"]
 # A prime that no size but the batch's multiples has in it, and more than a stem's chunk at CIFAR's size.

@@ -79,11 +79,15 @@ class Sampler(nn.Module):
         space: the operations and cell types.
         config: k, mode, assign, noise, relaxation, gate and seed are read.
         impl: `triton` draws in one kernel where the gate's estimator allows it.
+
+    Attributes:
+        k: operations per edge of the draws to come; the configuration's at first.
     """
 
     def __init__(self, space: SearchSpace, config: SearchConfig, *, impl: str = "reference") -> None:
         super().__init__()
         self.space, self.config, self.impl = space, config, impl
+        self.k = config.k
         generator = torch.Generator().manual_seed(config.seed + 1)
         self.alpha = nn.ParameterDict(
             {
@@ -146,7 +150,7 @@ class Sampler(nn.Module):
             if config.noise:
                 shape = (alpha_EO.shape[0], alpha_EO.shape[1])
                 scores_EO = scores_EO + gumbel_topk.gumbel_noise(self._uniform(shape, clock, stream))
-            indices_EK = gumbel_topk.top_k(scores_EO.detach(), config.k)
+            indices_EK = gumbel_topk.top_k(scores_EO.detach(), self.k)
             if config.mode == "union":
                 paths = [self._union(alpha_EO, scores_EO, indices_EK, tau)]
             else:
@@ -162,7 +166,7 @@ class Sampler(nn.Module):
         config = self.config
         tau = tau if isinstance(tau, Tensor) else torch.tensor(tau, dtype=alpha_EO.dtype, device=alpha_EO.device)
         indices_EK, gates_NEO, _ = library.gumbel_topk(
-            alpha_EO, clock, tau, k=config.k, stream=stream, relaxation=config.relaxation, noise=config.noise,
+            alpha_EO, clock, tau, k=self.k, stream=stream, relaxation=config.relaxation, noise=config.noise,
             mode=config.mode, assign=config.assign,
         )  # fmt: skip
         if config.gate == "score":
@@ -170,7 +174,7 @@ class Sampler(nn.Module):
         if config.mode == "union":
             return [CellPaths(indices_EK, gates_NEO[0])], indices_EK
         chosen_EN = gates_NEO.detach().argmax(-1).T if config.assign == "shuffle" else indices_EK
-        networks = [CellPaths(chosen_EN[:, n : n + 1], gates_NEO[n]) for n in range(config.k)]
+        networks = [CellPaths(chosen_EN[:, n : n + 1], gates_NEO[n]) for n in range(self.k)]
         return networks, indices_EK
 
     def _assignment(self, indices_EK: Tensor, clock: Tensor, stream: int) -> Tensor:

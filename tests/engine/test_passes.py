@@ -1,0 +1,183 @@
+"""Micro-batches: gradients are the size-weighted mean of their own, and the peak falls."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from msgdas.engine.config import SearchConfig
+from msgdas.engine.errors import ConfigError
+from msgdas.engine.operation import network_clock
+from msgdas.engine.passes import Feed
+from msgdas.engine.rung import Rung
+from msgdas.engine.steps import Learner, Moment
+from msgdas.engine.supernet import SuperNet
+from msgdas.profiles.tracker import LiveBytes
+
+sys.path.insert(0, str(Path(__file__).parent))
+from networks import sampler_of
+
+MOMENT = Moment(step=8, tau=1.0, lr=0.05, drop_rate=0.0, guided=True)
+
+
+def learner_of(policy: str = "min", **overrides) -> Learner:
+    sampler = sampler_of(policy=policy, **overrides)
+    net = SuperNet(sampler.space, channels=4, layers=3, classes=5, policy=[policy], dtype=torch.float64)
+    return Learner(sampler.config, net, sampler)
+
+
+def batch(size: int, side: int = 16):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(size, 3, side, side, generator=generator, dtype=torch.float64)
+    return images, torch.randint(0, 5, (size,), generator=generator)
+
+
+def gradients(learner: Learner, phase: str, feed: Feed) -> dict[str, torch.Tensor]:
+    """Of weights (phase W) or of alpha, without an update."""
+    learner.drop_gradients()
+    sample = learner.sampler.draw(feed.clock, feed.tau, grad=phase == "alpha")
+    if phase == "W":
+        learner.passes.weights(feed, sample, guided=True, dropped=False)
+    elif learner.config.gate == "score":
+        learner._score_gradient(learner.passes.loss(feed, sample, dropped=False), sample)
+    else:
+        learner.passes.gates(feed, sample, dropped=False)
+    parameters = learner.net if phase == "W" else learner.sampler
+    return {name: p.grad.clone() for name, p in parameters.named_parameters() if p.grad is not None}
+
+
+OPTIONS = {
+    "one by one": {"k": 2, "teacher": "none"},
+    "together": {"k": 2, "execution": "co-resident", "teacher": "ensemble"},
+    "union": {"k": 3, "mode": "union", "teacher": "supernet"},
+    "restricted, all": {"k": 2, "gate": "restricted", "policy": "all", "teacher": "none"},
+    "recompute": {"k": 2, "gate": "recompute", "teacher": "ensemble"},
+    "autograd": {"k": 2, "policy": "autograd", "teacher": "none"},
+}
+
+
+@pytest.mark.parametrize("phase", ["W", "alpha"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("size", [4, 5])
+def test_two_micro_batches_are_the_weighted_mean_of_their_gradients(options, phase, size):
+    learner = learner_of(**options)
+    learner.guidance.judge(0.0, 1.0)
+    images, labels = batch(size)
+    first = -(-size // 2)
+    halves = [
+        gradients(learner, phase, learner.feed(images[part], labels[part], MOMENT, 3))
+        for part in (slice(0, first), slice(first, None))
+    ]
+    learner.stand_on(Rung(2, learner.net.policies, learner.sampler.k))
+    both = gradients(learner, phase, learner.feed(images, labels, MOMENT, 3))
+    assert both.keys() == halves[0].keys() and both
+    for name, found in both.items():
+        expected = halves[0][name] * (first / size) + halves[1][name] * (1 - first / size)
+        torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-14)
+
+
+def test_score_estimator_takes_the_mean_loss():
+    learner = learner_of(k=2, gate="score", teacher="none")
+    learner.score_baseline.fill_(1.0)
+    images, labels = batch(4)
+    losses = []
+    for part in (slice(0, 2), slice(2, None)):
+        feed = learner.feed(images[part], labels[part], MOMENT, 3)
+        losses.append(learner.passes.loss(feed, learner.sampler.draw(3, feed.tau, grad=False), dropped=False))
+    learner.stand_on(Rung(2, learner.net.policies, 2))
+    feed = learner.feed(images, labels, MOMENT, 3)
+    sample = learner.sampler.draw(3, feed.tau, grad=True)
+    torch.testing.assert_close(learner.passes.loss(feed, sample, dropped=False), sum(losses) / 2)
+    assert gradients(learner, "alpha", feed)["alpha.normal"].abs().max() > 0
+
+
+@pytest.mark.parametrize("phase", ["W", "alpha"])
+def test_one_micro_batch_is_the_whole_batch_bit_for_bit(phase):
+    learner = learner_of(k=2, teacher="none")
+    images, labels = batch(4)
+    found = gradients(learner, phase, learner.feed(images, labels, MOMENT, 3))
+    learner.drop_gradients()
+    sample = learner.sampler.draw(3, torch.tensor(1.0, dtype=torch.float64), grad=phase == "alpha")
+    for paths in sample.networks:
+        loss = torch.nn.functional.cross_entropy(learner.net(images, paths), labels)
+        (loss / 2).backward(retain_graph=phase == "alpha")
+    parameters = learner.net if phase == "W" else learner.sampler
+    for name, parameter in parameters.named_parameters():
+        if phase == "W" and parameter.grad is not None:
+            assert torch.equal(found[name], parameter.grad)
+        elif parameter.grad is not None:
+            torch.testing.assert_close(found[name], parameter.grad, rtol=1e-12, atol=1e-15)
+
+
+def test_results_are_means_over_the_whole_batch():
+    whole, cut = learner_of(k=2, teacher="none"), learner_of(k=2, teacher="none")
+    cut.stand_on(Rung(3, ("min",) * 3, 2))
+    images, labels = batch(6)
+    # One image six times: its statistics are those of any part.
+    images, labels = images[:1].expand(6, -1, -1, -1).contiguous(), labels[:1].expand(6).contiguous()
+    for take in ("alpha_step", "weight_step"):
+        ours, theirs = (getattr(learner, take)(images, labels, MOMENT) for learner in (cut, whole))
+        assert ours.loss == pytest.approx(theirs.loss, rel=1e-10)
+        assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-8)
+
+
+def test_the_peak_falls_with_micro_batches():
+    peaks = {}
+    for accumulate in (1, 2, 4):
+        learner = learner_of(policy="all", k=2, accumulate=accumulate, batch=16, teacher="none")
+        for phase in ("alpha_step", "weight_step"):
+            with LiveBytes() as tracker:
+                getattr(learner, phase)(*batch(16), MOMENT)
+            peaks[phase, accumulate] = tracker.peak_bytes
+    for phase in ("alpha_step", "weight_step"):
+        assert peaks[phase, 2] < 0.6 * peaks[phase, 1] and peaks[phase, 4] < 0.35 * peaks[phase, 1]
+
+
+def test_micro_batches_meet_masks_of_their_own():
+    clock = torch.tensor([5, 9])
+    clocks = {tuple(network_clock(clock, number, part).tolist()) for number in range(4) for part in range(4)}
+    assert len(clocks) == 16
+    assert torch.equal(network_clock(clock, 3), network_clock(clock, 3, 0))
+
+
+def test_more_micro_batches_than_images_are_refused():
+    with pytest.raises(ConfigError, match="accumulate"):
+        SearchConfig(batch=4, accumulate=5)
+
+
+def test_no_state_changes_where_memory_runs_out_before_the_update():
+    """A step that fails in its passes, or while the update's own tensors are made, leaves everything as it was."""
+    learner = learner_of(k=2, teacher="none")
+    images, labels = batch(4)
+    learner.weight_step(images, labels, MOMENT)
+    before = {name: value.clone() for name, value in learner.net.state_dict().items()}
+    momentum = [None if b is None else b.clone() for b in learner.weight_optimizer.buffers]
+
+    class Full(torch.utils._python_dispatch.TorchDispatchMode):
+        """Memory of so many new tensors, then none."""
+
+        def __init__(self, left):
+            super().__init__()
+            self.left = left
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor) and not func._schema.is_mutable and not func.is_view:
+                self.left -= 1
+                if self.left < 0:
+                    raise torch.OutOfMemoryError("out of memory")
+            return result
+
+    with Full(1 << 30) as counted:
+        learner.weight_step(images, labels, MOMENT)
+    total = (1 << 30) - counted.left
+    learner.net.load_state_dict(before)
+    learner.weight_optimizer.buffers = [None if b is None else b.clone() for b in momentum]
+    for left in (total // 2, total - 30, total - 1):
+        with Full(left), pytest.raises(torch.OutOfMemoryError):
+            learner.weight_step(images, labels, MOMENT)
+        assert all(torch.equal(before[name], now) for name, now in learner.net.state_dict().items())
+        for was, now in zip(momentum, learner.weight_optimizer.buffers, strict=True):
+            assert now is None or torch.equal(now, torch.zeros_like(now) if was is None else was)
