@@ -182,7 +182,7 @@ class Batches:
             self._ahead = (step + 1, self._worker.submit(self._make, step + 1))
         return batch
 
-    def sequential(self, limit: int = 0) -> Iterator[Batch]:
+    def sequential(self, limit: int = 0, size: int = 0) -> Iterator[Batch]:
         """The images as they are, each once and in the order of `indices`: for evaluation.
 
         The last batch may be smaller; it is left out if it holds one image, of which BatchNorm cannot take
@@ -190,9 +190,10 @@ class Batches:
 
         Args:
             limit: images to use, 0 for all.
+            size: images per batch, 2 or more; 0 for those of a step.
         """
         indices = self.indices[:limit] if limit else self.indices
-        for indices_B in indices.split(self.batch):
+        for indices_B in indices.split(size or self.batch):
             if len(indices_B) >= 2:
                 yield self._batch(indices_B, None)
 

@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ..profiles.errors import BudgetError, ProfileError
 from .config import FIELDS, SearchConfig, choices, parse_value, read_toml
 from .errors import (
     CheckpointError,
@@ -29,13 +30,15 @@ from .errors import (
 )  # fmt: skip
 from .recipes import RECIPES, demo, recipe_named
 
-EXIT_CODES: dict[type[EngineError], int] = {
+EXIT_CODES: dict[type[EngineError | ProfileError], int] = {
     ConfigError: 2,
     DataError: 3,
     RunFolderError: 4,
     CheckpointError: 5,
     GenotypeError: 6,
     NumericsError: 7,
+    ProfileError: 9,
+    BudgetError: 10,
 }
 # As shells say it: 128 + number of the signal (SIGTERM 143, Ctrl-C 130).
 SIGNAL_EXIT = 128
@@ -190,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         parsed = parser().parse_args(words)
         print(COMMANDS[parsed.command](parsed), flush=True)
-    except EngineError as error:
+    except (EngineError, ProfileError) as error:
         if "--debug" in words:
             raise
         print(f"msgdas: {error}", file=sys.stderr)

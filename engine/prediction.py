@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..profiles.predictor import Known, Prediction, Recorder, Run, Speed, Trace
+from ..profiles.predictor import Known, Peak, Prediction, Recorder, Run, Speed, Trace
 from .config import SearchConfig
 from .cpu_scratch import CpuScratch
 from .ops import TABLES, operation_at
@@ -88,15 +88,19 @@ class SearchProbe:
 
     def read(self, trace: Trace, batch: int, dtype: str, *, passes: float = 1.0) -> Prediction:
         """The prediction that a trace stands for; `passes` is how often the search runs what the trace has once."""
-        order = [Run("state"), Run("weight"), Run("alpha"), Run("weight")]
-        peak = trace.peak(order)
-        allocator_bytes = peak.bytes
-        if self.target.cuda:
-            allocator_bytes = trace.reserve(self._order() if self.target.graph else order).reserved_bytes
+        peak, allocator_bytes = self.held(trace)
         step_s = passes * self.target.speeds[dtype].seconds(trace.work(("weight", "alpha")))
         return Prediction(
             peak, allocator_bytes, self.target.context_bytes, self.target.workspace_bytes, step_s, 2 * batch
         )
+
+    def held(self, trace: Trace) -> tuple[Peak, int]:
+        """The peak of a trace, and what the device's allocator holds for it at most; on a CPU the peak itself."""
+        order = [Run("state"), Run("weight"), Run("alpha"), Run("weight")]
+        peak = trace.peak(order)
+        if not self.target.cuda:
+            return peak, peak.bytes
+        return peak, trace.reserve(self._order() if self.target.graph else order).reserved_bytes
 
     def _order(self) -> list[Run]:
         """Captured steps, each kind after one that is not (see `graph`), beside the graphs that exist already."""

@@ -14,8 +14,11 @@ from typing import Any
 
 import torch
 
+from ..profiles.budget import parse as parse_budget
 from ..profiles.device import process_rss_bytes
+from ..profiles.errors import BudgetError
 from ..profiles.meter import measure
+from ..profiles.room import ReadRoom
 from . import checkpoint, rundir, schedule
 from .batches import Batch, Batches, split_halves
 from .config import SearchConfig
@@ -26,12 +29,14 @@ from .environment import environment
 from .errors import CheckpointError, ConfigError, InterruptedSearchError, NumericsError, RunFolderError
 from .evaluate import evaluate, genotype_paths
 from .genotype import Genotype
+from .guard import Descent, Forecast, Guard, context_bytes, room_of
 from .images import FolderImages
 from .implementation import resolve
 from .progress import Progress
 from .report import write_report
 from .report_figures import SKIP_ALARM
 from .rundir import MetricsWriter, RunFolder
+from .rung import fewest_images
 from .sampler import Sampler
 from .signals import StopFlag
 from .space import space_named
@@ -57,28 +62,34 @@ class SearchResult:
     peak_bytes: int
 
 
-def search(config: SearchConfig, *, out: Path | None = None) -> SearchResult:
+def search(config: SearchConfig, *, out: Path | None = None, read_room: ReadRoom | None = None) -> SearchResult:
     """Search from the start, in a new run folder (runs/RECIPE-DATE by default).
+
+    Args:
+        config: what to search, and how.
+        out: the new run folder.
+        read_room: tells the memory that `config.budget` is held against; the device's own by default.
 
     Raises:
         EngineError: see errors.py; whatever was done is in the run folder.
+        BudgetError: the budget is not there, or nothing fits it.
     """
     device = device_of(config)
     folder = RunFolder.create(out or rundir.default_path(config.recipe), config, environment())
-    with folder.lock():
-        return _Run(folder, device).run(None)
+    with folder.lock(), room_of(device) as own_room:
+        return _Run(folder, device, read_room or own_room).run(None)
 
 
-def resume(path: Path) -> SearchResult:
+def resume(path: Path, *, read_room: ReadRoom | None = None) -> SearchResult:
     """Go on from the newest good checkpoint of a run folder, or from the start where there is none yet."""
     folder = RunFolder.open(path)
     device = device_of(folder.config)
-    with folder.lock():
+    with folder.lock(), room_of(device) as own_room:
         checkpoint.clean(path)
         found = checkpoint.load(path, folder.config)
         for warning in found.warnings if found else ():
             print(f"warning: {warning}", file=sys.stderr)
-        return _Run(folder, device).run(found)
+        return _Run(folder, device, read_room or own_room).run(found)
 
 
 def device_of(config: SearchConfig) -> torch.device:
@@ -94,8 +105,9 @@ def device_of(config: SearchConfig) -> torch.device:
 class _Run:
     """One process's part of a search."""
 
-    def __init__(self, folder: RunFolder, device: torch.device) -> None:
+    def __init__(self, folder: RunFolder, device: torch.device, read_room: ReadRoom) -> None:
         config = folder.config
+        self.read_room, self.context_bytes = read_room, context_bytes(device, read_room)
         torch.set_num_threads(config.threads or os.cpu_count() or 1)
         self.folder, self.config, self.device = folder, config, device
         self.space = space_named(config.space)
@@ -112,19 +124,19 @@ class _Run:
 
         self.w_batches, self.alpha_batches = batches(w_indices, "w"), batches(alpha_indices, "alpha")
         self.fingerprint = dataset_fingerprint(dataset.labels, w_indices, alpha_indices)
-        impl, self.impl_note = resolve(config, device)
+        self.impl, self.impl_note = impl, _ = resolve(config, device)
         net = SuperNet(
             self.space, channels=config.channels, layers=config.layers, stem=config.stem,
             classes=self.num_classes, policy=config.policies if config.policy != "autograd" else ("autograd",),
             layout=config.layout, seed=config.seed, dtype=self.dtype, impl=impl,
         ).to(device)  # fmt: skip
-        self.learner = Learner(
-            config, net, Sampler(self.space, config, impl=impl).to(device),
-            graphs=config.graph and impl == "triton" and device.type == "cuda",
-        )  # fmt: skip
+        self.graphs = config.graph and impl == "triton" and device.type == "cuda"
+        self.learner = Learner(config, net, Sampler(self.space, config, impl=impl).to(device), graphs=self.graphs)
         self.steps_per_epoch = self.w_batches.per_epoch
         self.total_steps = self.steps_per_epoch * config.epochs
         self.step, self.epoch_closed = 0, False
+        # Number of the step that is being taken, or of the last while an epoch is judged.
+        self.at = 0
         self.val_accuracy, self.peak_bytes = 0.0, 0
         self.stop = StopFlag()
 
@@ -159,11 +171,32 @@ class _Run:
                 self._write(
                     {"kind": "event", "step": self.step, "what": "resumed", "detail": f"from {start.path.name}"}
                 )
+            self.guard = self._guard(resumed=start is not None)
             if self.step and self.step % self.steps_per_epoch == 0 and not self.epoch_closed:
                 self._close_epoch()
             while self.step < self.total_steps:
                 self._one_step()
             return self._finish()
+
+    def _guard(self, *, resumed: bool) -> Guard:
+        config, device = self.config, self.device
+        forecast = Forecast(
+            config, classes=self.num_classes, impl=self.impl, cuda=device.type == "cuda", graph=self.graphs
+        )
+        return Guard(
+            self.learner, forecast, parse_budget(config.budget) if config.budget else None, self.read_room,
+            held_bytes=self._held_bytes, fewest=fewest_images(config, self.learner.net.skeleton.stride),
+            say=self._say_descent, context_bytes=self.context_bytes, resumed=resumed,
+        )  # fmt: skip
+
+    def _held_bytes(self) -> int:
+        if self.device.type == "cuda":
+            return torch.cuda.memory_reserved(self.device)
+        return self.learner.state_bytes()
+
+    def _say_descent(self, descent: Descent) -> None:
+        self.progress.note(f"step {self.at}: {descent}")
+        self._write({"kind": "event", "step": self.at, "what": "stepped down", "detail": str(descent)})
 
     def _moment(self) -> Moment:
         epoch = self.step // self.steps_per_epoch
@@ -178,6 +211,12 @@ class _Run:
     def _one_step(self) -> None:
         """One alpha step (after the warm-up) and one W step, with everything that a user may want to see of them."""
         moment, epoch = self._moment(), self.step // self.steps_per_epoch
+        self.at = self.step + 1
+        try:
+            self.guard.before_step()
+        except BudgetError:
+            self._save()
+            raise
         first = self.step % self.steps_per_epoch == 0
         begin = time.perf_counter()
         alpha: AlphaResult | None = None
@@ -213,8 +252,8 @@ class _Run:
         images, labels = batch.images_BCHW.to(self.device), batch.labels_B.to(self.device)
         try:
             if not first:
-                return take(images, labels, moment)
-            result, peak = measure(lambda: take(images, labels, moment), self.device)
+                return self.guard.attempt(lambda: take(images, labels, moment))
+            result, peak = self.guard.attempt(lambda: measure(lambda: take(images, labels, moment), self.device))
         except NumericsError as error:
             self._dump(error, phase, batch)
             raise
@@ -223,6 +262,10 @@ class _Run:
             "peak_bytes": peak.bytes, "source": peak.source,
         }  # fmt: skip
         self.peak_bytes = max(self.peak_bytes, peak.bytes)
+        self.guard.measured(
+            torch.cuda.max_memory_reserved(self.device) if self.device.type == "cuda"
+            else self.learner.state_bytes() + images.nbytes + labels.nbytes + peak.bytes
+        )  # fmt: skip
         self._write(row)
         self.progress.memory(row)
         return result
@@ -245,8 +288,13 @@ class _Run:
         guidance, sampler = self.learner.guidance, self.learner.sampler
         genotype = derive(self.space, {kind: alpha.tolist() for kind, alpha in sampler.alpha.items()})
         paths = genotype_paths(self.space, genotype, self.device)
-        held = self.alpha_batches.sequential(self.config.eval_images)
-        judged = evaluate(self.learner.net, paths, held, self.device, self.stop)
+
+        def judge() -> tuple[float, float] | None:
+            size = max(2, self.learner.rung.images(self.config.batch))
+            held = self.alpha_batches.sequential(self.config.eval_images, size)
+            return evaluate(self.learner.net, paths, held, self.device, self.stop)
+
+        judged = self.guard.attempt(judge)
         if judged is None:
             self._interrupt()
             return

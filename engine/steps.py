@@ -113,6 +113,14 @@ class Learner:
         if self.graphs is not None:
             self.graphs = StepGraphs(self.net.classifier.weight.device)
 
+    def state_bytes(self) -> int:
+        """Bytes of all that lives between steps: weights, alpha, both optimizers' state, the teacher's copy."""
+        adam = [value for state in self.alpha_optimizer.state.values() for value in state.values()]
+        ema = [] if self.guidance.ema is None else list(self.guidance.ema.parameters())
+        momentum = [buffer for buffer in self.weight_optimizer.buffers if buffer is not None]
+        tensors = [*self.net.parameters(), *self.net.buffers(), *self._alphas, *adam, *ema, *momentum]
+        return sum(tensor.nbytes for tensor in tensors)
+
     def drop_gradients(self) -> None:
         """Free the gradients of weights and alpha."""
         self.weight_optimizer.zero_grad()

@@ -60,7 +60,7 @@ class Budget:
         Raises:
             BudgetError: more than is free, for others hold the rest, or more than the device has.
         """
-        asked_bytes = self._asked_bytes(total_bytes, free_bytes)
+        asked_bytes = self.asked_bytes(total_bytes=total_bytes, free_bytes=free_bytes)
         if asked_bytes > total_bytes:
             raise BudgetError(
                 f"the budget {self} is above the device's {in_words(total_bytes)}",
@@ -80,7 +80,8 @@ class Budget:
             )
         return asked_bytes
 
-    def _asked_bytes(self, total_bytes: int, free_bytes: int) -> int:
+    def asked_bytes(self, *, total_bytes: int, free_bytes: int) -> int:
+        """What the text says, whether or not it is there; arguments as for `bytes_on`."""
         if self.percent is not None:
             return int(total_bytes * self.percent / 100)
         return free_bytes if self.size_bytes is None else self.size_bytes

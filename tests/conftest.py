@@ -1,9 +1,15 @@
-"""Fixtures shared by all tests, and Triton's mode."""
+"""Fixtures shared by all tests, a fake NVML that the real pynvml loads in a child process, and Triton's mode."""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +19,10 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
+# A GPU of the tester's own must not show through, nor may torch ask the fake.
+HIDDEN = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "PYTORCH_NVML_BASED_CUDA_CHECK")
+
+InChild = Callable[..., Any]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -33,3 +43,55 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the data folder {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def compiler() -> str:
+    """The C compiler's name; the test is skipped where there is none."""
+    found = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if not found:
+        pytest.skip("needs a C compiler to build the fake NVML")
+    return found
+
+
+@pytest.fixture(scope="session")
+def fake_nvml(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a libnvidia-ml.so.1 built from fake_nvml.c."""
+    folder = tmp_path_factory.mktemp("fake_nvml")
+    library, source = folder / "libnvidia-ml.so.1", ROOT / "tests" / "profiles" / "fake_nvml.c"
+    command = [
+        compiler,
+        "-O1",
+        "-Wall",
+        "-Werror",
+        "-shared",
+        "-fPIC",
+        "-o",
+        str(library),
+        str(source),
+    ]
+    subprocess.run(command, check=True)
+    return folder
+
+
+@pytest.fixture
+def in_child(fake_nvml: Path, tmp_path: Path) -> InChild:
+    """Runs Python code beside the fake NVML and returns the JSON that it prints.
+
+    The code finds `json`, `sys` and `asdict` imported, and the arguments in `sys.argv[1:]`. Without a script there is
+    no NVML at all.
+    """
+
+    def run(code: str, script: str | None = "", *arguments: str) -> Any:
+        environment = {name: value for name, value in os.environ.items() if name not in HIDDEN}
+        if script is not None:
+            (tmp_path / "nvml.txt").write_text(script)
+            environment |= {"LD_LIBRARY_PATH": str(fake_nvml), "FAKE_NVML_SCRIPT": str(tmp_path / "nvml.txt")}
+        code = "import json, sys\nfrom dataclasses import asdict\n" + code
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return run

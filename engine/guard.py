@@ -1,0 +1,281 @@
+"""A search's memory budget, kept while it runs: before a step that would break it, and after one that did.
+
+The ladder is `Rung.lower`'s: more micro-batches, then leaner policies, then fewer sampled operations. A search only
+ever goes down it; what it stands on is part of its checkpoints.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import gc
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from ..profiles.budget import Budget
+from ..profiles.errors import BudgetError, ProfileError, in_words
+from ..profiles.room import ReadRoom, Room, gpu_room, host_room
+from .config import SearchConfig, resolved_teacher
+from .implementation import Impl
+from .prediction import SearchProbe, Target
+from .rung import Rung
+from .steps import Learner
+
+Result = TypeVar("Result")
+# What libraries say when the device or the machine has no more memory and they raise a plain RuntimeError.
+OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "bad_alloc")
+# oneDNN says this where it cannot get memory, and where it has no code for what was asked.
+DOUBTFUL_TEXTS = ("could not create a primitive", "could not execute a primitive")
+LABEL_BYTES = 8
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one that it followed from, says that memory ran out."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            return True
+        text = str(error).lower()
+        if isinstance(error, RuntimeError) and any(words in text for words in (*OUT_OF_MEMORY_TEXTS, *DOUBTFUL_TEXTS)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _sentence(error: BaseException) -> str:
+    """The part of an error's text that speaks of memory, for one line."""
+    parts = [part.strip() for part in re.split(r"\. |\n", str(error)) if part.strip()]
+    found = [part for part in parts if any(words in part.lower() for words in OUT_OF_MEMORY_TEXTS)]
+    return [*found, *parts, type(error).__name__][0][:120]
+
+
+def release(device: torch.device) -> None:
+    """Give freed memory back to the device, or to the system where its allocator can."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+@contextmanager
+def room_of(device: torch.device) -> Iterator[ReadRoom]:
+    """Tells the device's memory: by NVML where the driver answers, else by CUDA itself; on a CPU the system's."""
+    if device.type != "cuda":
+        yield host_room()
+        return
+    uuid = str(torch.cuda.get_device_properties(device).uuid)
+    with ExitStack() as stack:
+        try:
+            read = stack.enter_context(gpu_room(uuid))
+        except ProfileError:
+
+            def read() -> Room:
+                free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+                return Room(total_bytes, free_bytes, "CUDA")
+
+        yield read
+
+
+def context_bytes(device: torch.device, read_room: ReadRoom) -> int:
+    """What the driver takes for this process when it first uses the device; 0 where it has tensors there already."""
+    if device.type != "cuda" or torch.cuda.memory_reserved(device):
+        return 0
+    before_bytes = read_room().free_bytes
+    torch.zeros(1, device=device)
+    return max(0, before_bytes - read_room().free_bytes - torch.cuda.memory_reserved(device))
+
+
+class Forecast:
+    """Predicted bytes of a search's worst step on each rung of the ladder.
+
+    Args:
+        config: of the search.
+        classes: of its data set.
+        impl, cuda, graph: how its steps run.
+
+    Attributes:
+        correction: what this device took over what was predicted, 1 or more.
+    """
+
+    def __init__(self, config: SearchConfig, *, classes: int, impl: Impl, cuda: bool, graph: bool) -> None:
+        self.config, self.classes, self.graph = config, classes, graph
+        self.target = Target("this device", cuda, impl, graph, {})
+        self.correction = 1.0
+        self._known: dict[Rung, int] = {}
+
+    def bytes(self, rung: Rung) -> int:
+        """What the search holds at the peak of its dearest sample, everything between steps included."""
+        if rung not in self._known:
+            self._known[rung] = self._predict(rung)
+        return int(self._known[rung] * self.correction)
+
+    def _predict(self, rung: Rung) -> int:
+        """Of two micro-batches where there are more: the third finds what the second found."""
+        config = self.config_on(rung)
+        probe = SearchProbe(config, self.target, classes=self.classes)
+        _, held_bytes = probe.held(probe.trace(config))
+        image_bytes = 3 * config.image**2 * torch.empty((), dtype=getattr(torch, config.dtype)).element_size()
+        copies = 2 if self.graph else 1
+        return held_bytes + copies * (self.config.batch - config.batch) * (image_bytes + LABEL_BYTES)
+
+    def config_on(self, rung: Rung) -> SearchConfig:
+        """The configuration of a search that runs at most two micro-batches of this rung's size."""
+        changes: dict[str, object] = {"k": rung.k, "policy": ",".join(rung.policies)}
+        if rung.accumulate > 1:
+            changes |= {"batch": 2 * rung.images(self.config.batch), "accumulate": 2}
+        if rung.k == 1 and resolved_teacher(self.config) == "ensemble":
+            changes["teacher"] = "none"
+        return dataclasses.replace(self.config, **changes)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class Descent:
+    """One way down the ladder, and why it was taken."""
+
+    before: Rung
+    after: Rung
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.after} instead of {self.before}: {self.why}"
+
+
+class Guard:
+    """Keeps a search within its budget.
+
+    Args:
+        learner: whose rung it changes.
+        forecast: of its steps.
+        budget: as the user wrote it, None for none: then only memory that runs out takes it down.
+        read_room: the device's memory now.
+        held_bytes: what the search's allocator holds now.
+        fewest: images of a micro-batch at least (see `rung.fewest_images`).
+        context_bytes: what the driver took for this process, outside the allocator.
+        say: told of each descent, after it was taken.
+
+    Raises:
+        BudgetError: the budget is above what the device has, or has free; not with `resumed`.
+    """
+
+    def __init__(
+        self, learner: Learner, forecast: Forecast, budget: Budget | None, read_room: ReadRoom, *,
+        held_bytes: Callable[[], int], fewest: int, say: Callable[[Descent], None], context_bytes: int = 0,
+        resumed: bool = False,
+    ) -> None:  # fmt: skip
+        self.learner, self.forecast, self.budget, self.say = learner, forecast, budget, say
+        self.fewest, self.context_bytes = fewest, context_bytes
+        self._read_room, self._held_bytes = read_room, held_bytes
+        self._measured: dict[Rung, int] = {}
+        self._device = learner.net.classifier.weight.device
+        room = read_room()
+        could_have = min(room.total_bytes, room.free_bytes + held_bytes() + context_bytes)
+        ask = Budget() if budget is None else budget
+        take = ask.asked_bytes if resumed else ask.bytes_on
+        # `auto` is what is free, now and later; a share is of the whole device.
+        self.asked_bytes = take(total_bytes=room.total_bytes, free_bytes=could_have)
+        if budget is not None and (budget.size_bytes or budget.percent):
+            self._cap(min(1.0, (self.asked_bytes - context_bytes) / room.total_bytes))
+
+    def _cap(self, fraction: float) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.set_per_process_memory_fraction(max(0.0, fraction), self._device)
+
+    def limit_bytes(self) -> int:
+        """What the search's allocator may hold in the step to come."""
+        free_bytes = self._read_room().free_bytes + self._held_bytes()
+        if self.budget is None or (self.budget.size_bytes is None and self.budget.percent is None):
+            return free_bytes
+        return min(self.asked_bytes - self.context_bytes, free_bytes)
+
+    def needed_bytes(self, rung: Rung) -> int:
+        """The most that a step on this rung is known or predicted to hold."""
+        return max(self.forecast.bytes(rung), self._measured.get(rung, 0))
+
+    def measured(self, held_bytes: int) -> None:
+        """Take note of what a step on this rung really held at its peak."""
+        rung = self.learner.rung
+        self._measured[rung] = max(held_bytes, self._measured.get(rung, 0))
+
+    def before_step(self) -> None:
+        """Step down as far as the step to come needs it.
+
+        Raises:
+            BudgetError: nothing fits, with the three numbers.
+        """
+        if self.budget is None:
+            return
+        limit_bytes, rung = self.limit_bytes(), self.learner.rung
+        needed_bytes = self.needed_bytes(rung)
+        if needed_bytes <= limit_bytes:
+            return
+        below = self._below(rung)
+        # Each rung takes less than the one above, so the first that fits is found by halving.
+        low, high = 0, len(below)
+        while low < high:
+            middle = (low + high) // 2
+            if self.needed_bytes(below[middle]) <= limit_bytes:
+                high = middle
+            else:
+                low = middle + 1
+        if low == len(below):
+            raise self._nothing_fits(limit_bytes)
+        self._descend(below[low], f"needs {in_words(needed_bytes)}, {in_words(limit_bytes)} left of the budget")
+
+    def attempt(self, take: Callable[[], Result]) -> Result:
+        """take(), again on the next rung where memory ran out in it.
+
+        `take` may change alpha before it fails, the weights only at its end; alpha is put back.
+
+        Raises:
+            BudgetError: it ran out on the last rung.
+        """
+        before = self.learner.alpha_state()
+        while True:
+            try:
+                return take()
+            except (RuntimeError, MemoryError) as error:
+                last = self.learner.rung.lower(self.learner.config.batch, self.fewest) is None
+                doubtful = any(words in str(error) for words in DOUBTFUL_TEXTS)
+                if not is_out_of_memory(error) or (last and doubtful):
+                    raise
+                text = _sentence(error)
+            # Outside the except block: the error's frames hold the failed step's tensors.
+            self.learner.drop_gradients()
+            self.learner.put_back(before)
+            release(self._device)
+            if last:
+                raise self._nothing_fits(self.limit_bytes())
+            self._descend(self._below(self.learner.rung)[0], f"memory ran out ({text})")
+
+    def _descend(self, rung: Rung, why: str) -> None:
+        descent = Descent(self.learner.rung, rung, why)
+        self.learner.stand_on(rung)
+        release(self._device)
+        self.say(descent)
+
+    def _below(self, rung: Rung) -> list[Rung]:
+        batch, below = self.learner.config.batch, []
+        lower = rung.lower(batch, self.fewest)
+        while lower is not None:
+            below.append(lower)
+            lower = lower.lower(batch, self.fewest)
+        return below
+
+    def _nothing_fits(self, limit_bytes: int) -> BudgetError:
+        last = [self.learner.rung, *self._below(self.learner.rung)][-1]
+        needed_bytes = self.needed_bytes(last) + self.context_bytes
+        return BudgetError(
+            f"not even {last} fits", asked_bytes=self.asked_bytes, free_bytes=limit_bytes + self.context_bytes,
+            needed_bytes=needed_bytes,
+            next="msgdas search --resume goes on from the last checkpoint once more is free; "
+            "or search with fewer channels or layers",
+        )  # fmt: skip

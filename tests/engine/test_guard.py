@@ -1,0 +1,54 @@
+"""What counts as memory that ran out, and what the machine's memory is read from."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from msgdas.engine.guard import is_out_of_memory
+from msgdas.profiles import room
+from msgdas.profiles.room import host_room
+
+ERRORS = {
+    "torch": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "Python": MemoryError("std::bad_alloc"),
+    "CPU": RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+    "driver": RuntimeError("CUDA error: out of memory"),
+    "cuBLAS": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    "oneDNN": RuntimeError("could not create a primitive"),
+}
+
+
+@pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
+def test_memory_that_ran_out(error):
+    assert is_out_of_memory(error)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), ValueError("out of memory"), None])
+def test_other_errors(error):
+    assert not is_out_of_memory(error)
+
+
+def test_an_error_that_followed_from_it_counts():
+    """A capture that memory ran out in ends with an error of its own."""
+    with pytest.raises(RuntimeError) as caught:
+        try:
+            raise torch.OutOfMemoryError("out of memory")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+    assert is_out_of_memory(caught.value)
+
+
+def test_this_machine_has_some_memory():
+    found = host_room()()
+    assert 0 < found.free_bytes <= found.total_bytes
+
+
+def test_a_control_group_that_is_tighter_counts(tmp_path, monkeypatch):
+    limit, used = tmp_path / "max", tmp_path / "current"
+    monkeypatch.setattr(room, "CGROUPS", ((limit, used),))
+    limit.write_text("max\n")
+    used.write_text("5\n")
+    assert host_room()().source == "system memory"
+    limit.write_text("4096000\n")
+    used.write_text("4000000\n")
+    assert host_room()() == room.Room(4096000, 96000, "control group")
