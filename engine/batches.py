@@ -76,6 +76,14 @@ def split_halves(labels: Tensor, *, seed: int, limit: int = 0) -> tuple[Tensor, 
     return torch.cat(firsts)[order[:count]], torch.cat(seconds)[order[:count]]
 
 
+def dataset_fingerprint(labels: Tensor, *halves: Tensor) -> str:
+    """What a resumed search must find again: number of images and classes, and a checksum of labels and halves."""
+    digest = hashlib.blake2b(digest_size=8)
+    for tensor in (labels, *halves):
+        digest.update(tensor.to(torch.int64).numpy().tobytes())
+    return f"{len(labels)} images, checksum {digest.hexdigest()}"
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Images as a network takes them.

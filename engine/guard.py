@@ -19,6 +19,7 @@ import torch
 
 from ..profiles.budget import Budget
 from ..profiles.errors import BudgetError, ProfileError, in_words
+from ..profiles.predictor import Peak
 from ..profiles.room import ReadRoom, Room, gpu_room, host_room
 from .config import SearchConfig, resolved_teacher
 from .implementation import Impl
@@ -110,22 +111,31 @@ class Forecast:
         self.config, self.classes, self.graph = config, classes, graph
         self.target = Target("this device", cuda, impl, graph, {})
         self.correction = 1.0
-        self._known: dict[Rung, int] = {}
+        self._known: dict[Rung, tuple[int, Peak]] = {}
 
     def bytes(self, rung: Rung) -> int:
         """What the search holds at the peak of its dearest sample, everything between steps included."""
+        return int(self.plain(rung)[0] * self.correction)
+
+    def plain(self, rung: Rung) -> tuple[int, Peak]:
+        """The same without correction, and the peak of requested bytes that it came from."""
         if rung not in self._known:
             self._known[rung] = self._predict(rung)
-        return int(self._known[rung] * self.correction)
+        return self._known[rung]
 
-    def _predict(self, rung: Rung) -> int:
+    def _predict(self, rung: Rung) -> tuple[int, Peak]:
         """Of two micro-batches where there are more: the third finds what the second found."""
         config = self.config_on(rung)
         probe = SearchProbe(config, self.target, classes=self.classes)
-        _, held_bytes = probe.held(probe.trace(config))
+        peak, held_bytes = probe.held(probe.trace(config))
+        return held_bytes + self.rest_bytes(rung), peak
+
+    def rest_bytes(self, rung: Rung) -> int:
+        """Of the images and labels of a step's batch that `config_on` leaves out."""
+        config = self.config
         image_bytes = 3 * config.image**2 * torch.empty((), dtype=getattr(torch, config.dtype)).element_size()
         copies = 2 if self.graph else 1
-        return held_bytes + copies * (self.config.batch - config.batch) * (image_bytes + LABEL_BYTES)
+        return copies * (config.batch - self.config_on(rung).batch) * (image_bytes + LABEL_BYTES)
 
     def config_on(self, rung: Rung) -> SearchConfig:
         """The configuration of a search that runs at most two micro-batches of this rung's size."""

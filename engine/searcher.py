@@ -16,22 +16,22 @@ import torch
 
 from ..profiles.budget import parse as parse_budget
 from ..profiles.device import process_rss_bytes
-from ..profiles.errors import BudgetError
+from ..profiles.errors import BudgetError, ProfileError
 from ..profiles.meter import measure
 from ..profiles.room import ReadRoom
-from . import checkpoint, rundir, schedule
-from .batches import Batch, Batches, split_halves
+from . import checkpoint, probe, rundir, schedule
+from .batches import Batch, Batches, dataset_fingerprint, split_halves
 from .config import SearchConfig
 from .data import load
 from .derive import derive, skip_count
 from .draw import save_cells
 from .environment import environment
-from .errors import CheckpointError, ConfigError, InterruptedSearchError, NumericsError, RunFolderError
+from .errors import CheckpointError, InterruptedSearchError, NumericsError, RunFolderError
 from .evaluate import evaluate, genotype_paths
 from .genotype import Genotype
 from .guard import Descent, Forecast, Guard, context_bytes, room_of
 from .images import FolderImages
-from .implementation import resolve
+from .implementation import device_of, resolve
 from .progress import Progress
 from .report import write_report
 from .report_figures import SKIP_ALARM
@@ -90,16 +90,6 @@ def resume(path: Path, *, read_room: ReadRoom | None = None) -> SearchResult:
         for warning in found.warnings if found else ():
             print(f"warning: {warning}", file=sys.stderr)
         return _Run(folder, device, read_room or own_room).run(found)
-
-
-def device_of(config: SearchConfig) -> torch.device:
-    """The device that `auto` stands for, or the one asked for if it is there."""
-    available = torch.cuda.is_available()
-    if config.device == "auto":
-        return torch.device("cuda" if available else "cpu")
-    if config.device.startswith("cuda") and not available:
-        raise ConfigError("no CUDA device can be used", got=config.device, allowed="cpu, auto", next="--device cpu")
-    return torch.device(config.device)
 
 
 class _Run:
@@ -172,6 +162,8 @@ class _Run:
                     {"kind": "event", "step": self.step, "what": "resumed", "detail": f"from {start.path.name}"}
                 )
             self.guard = self._guard(resumed=start is not None)
+            if self.config.budget and start is None:
+                self._probe()
             if self.step and self.step % self.steps_per_epoch == 0 and not self.epoch_closed:
                 self._close_epoch()
             while self.step < self.total_steps:
@@ -183,11 +175,32 @@ class _Run:
         forecast = Forecast(
             config, classes=self.num_classes, impl=self.impl, cuda=device.type == "cuda", graph=self.graphs
         )
+        self.probe_key = probe.key_of(config, device, self.impl)
+        forecast.correction = max(1.0, probe.known_ratio(self.probe_key)) if config.budget else 1.0
         return Guard(
             self.learner, forecast, parse_budget(config.budget) if config.budget else None, self.read_room,
             held_bytes=self._held_bytes, fewest=fewest_images(config, self.learner.net.skeleton.stride),
             say=self._say_descent, context_bytes=self.context_bytes, resumed=resumed,
         )  # fmt: skip
+
+    def _probe(self) -> None:
+        """Hold the prediction against one real step before the first, and correct it by what comes out."""
+        forecast, rung = self.guard.forecast, self.learner.rung
+        predicted_bytes, peak = forecast.plain(rung)
+        config = forecast.config_on(rung)
+        result = probe.probe(
+            config, self.device, classes=self.num_classes,
+            predicted_bytes=predicted_bytes - forecast.rest_bytes(rung), split_bytes=peak.split_bytes,
+        )  # fmt: skip
+        self.folder.write_json(probe.PROBE, result.to_dict())
+        self.progress.note(result.line())
+        if result.missed:
+            self._write({"kind": "event", "step": 0, "what": "prediction missed", "detail": result.line()})
+        forecast.correction = max(forecast.correction, result.ratio)
+        try:
+            probe.keep(self.probe_key, result)
+        except ProfileError as error:
+            self.progress.note(f"warning: {error}")
 
     def _held_bytes(self) -> int:
         if self.device.type == "cuda":
@@ -362,16 +375,6 @@ class _Run:
         if self.stop():
             self._interrupt()
         return SearchResult(self.folder.path, genotype, self.val_accuracy, self.peak_bytes)
-
-
-def dataset_fingerprint(labels: torch.Tensor, *halves: torch.Tensor) -> str:
-    """What a resumed search must find again: number of images and classes, and a checksum of labels and halves."""
-    import hashlib
-
-    digest = hashlib.blake2b(digest_size=8)
-    for tensor in (labels, *halves):
-        digest.update(tensor.to(torch.int64).numpy().tobytes())
-    return f"{len(labels)} images, checksum {digest.hexdigest()}"
 
 
 def summary(result: SearchResult) -> str:

@@ -113,12 +113,15 @@ class Learner:
         if self.graphs is not None:
             self.graphs = StepGraphs(self.net.classifier.weight.device)
 
+    def optimizer_tensors(self) -> list[Tensor]:
+        """Momentum of the weights and all of Adam's state on alpha, as far as steps have made them."""
+        adam = [value for state in self.alpha_optimizer.state.values() for value in state.values()]
+        return [*(buffer for buffer in self.weight_optimizer.buffers if buffer is not None), *adam]
+
     def state_bytes(self) -> int:
         """Bytes of all that lives between steps: weights, alpha, both optimizers' state, the teacher's copy."""
-        adam = [value for state in self.alpha_optimizer.state.values() for value in state.values()]
         ema = [] if self.guidance.ema is None else list(self.guidance.ema.parameters())
-        momentum = [buffer for buffer in self.weight_optimizer.buffers if buffer is not None]
-        tensors = [*self.net.parameters(), *self.net.buffers(), *self._alphas, *adam, *ema, *momentum]
+        tensors = [*self.net.parameters(), *self.net.buffers(), *self._alphas, *self.optimizer_tensors(), *ema]
         return sum(tensor.nbytes for tensor in tensors)
 
     def drop_gradients(self) -> None:

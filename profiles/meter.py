@@ -37,3 +37,25 @@ def measure(run: Callable[[], Result], device: torch.device) -> tuple[Result, Pe
     with LiveBytes() as tracker:
         result = run()
     return result, Peak(tracker.peak_bytes, "storage tracker")
+
+
+def allocated_peak(run: Callable[[], object], device: torch.device, before_bytes: int) -> tuple[int, str]:
+    """(bytes that the device's allocator holds at the peak of run(), what measured them).
+
+    On CUDA all that it reserves for this process; on a CPU its own events on top of `before_bytes`, which live
+    already. Exact, and slow on a CPU: every operation is recorded.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_reserved(device), "CUDA allocator, reserved"
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
+    live = peak = 0
+    for event in sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            peak = max(peak, live)
+    return before_bytes + peak, "CPU allocator's events"

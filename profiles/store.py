@@ -112,6 +112,12 @@ class MeasurementStore:
         return Contents(tuple(found), len(lines) - len(found))
 
 
+def cache_folder() -> Path:
+    """Where this user's programs keep what they can do without (XDG Base Directory), in a folder of our own."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(given) if given.startswith("/") else Path.home() / ".cache") / "msgdas"
+
+
 def fingerprint(value: Mapping[str, Any]) -> str:
     """16 hex digits that two mappings share exactly if they are the same JSON, whatever the order of their keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -96,6 +96,8 @@ def test_a_neighbour_takes_a_third_in_mid_run(whole, in_child, tmp_path):
     live.write_bytes(bytes(64))
     script = f"gpu GPU-x {total_bytes} 9.0 X\nlive {live}"
     assert in_child(NEIGHBOUR, script, json.dumps(sizes), str(total_bytes), str(live), str(run), str(CHANGE)) >= 9
+    probe = json.loads((run / "probe.json").read_text())
+    assert probe["measured_bytes"] == pytest.approx(forecast.bytes(first), rel=0.005) and not probe["missed"]
     (event,) = rows_of(run, "event")
     assert event["what"] == "stepped down" and event["step"] == CHANGE and "2 micro-batches" in event["detail"]
     ours, theirs = rows_of(run, "step"), rows_of(whole, "step")
@@ -218,7 +220,7 @@ def test_where_nothing_fits_the_three_numbers_are_told_and_resume_goes_on(whole,
         search(demo(**SIZES, budget="auto"), out=run, read_room=read_room)
     assert "asked" in str(caught.value) and "free" in str(caught.value) and "needed" in str(caught.value)
     needed, free = caught.value.needed_bytes, caught.value.free_bytes
-    assert needed == forecast.bytes(Rung(16, ("min",) * 3, 1)) > free
+    assert needed == pytest.approx(forecast.bytes(Rung(16, ("min",) * 3, 1)), rel=0.005) and needed > free
     assert checkpoint.load(run, demo(**SIZES, budget="auto")).step == 2
     resume(run, read_room=lambda: enough)
     assert rows_of(run, "step") == rows_of(whole, "step")
