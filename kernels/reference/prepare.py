@@ -78,7 +78,7 @@ def prepare_into(
     given = None if stats_2O is None else (stats_2O[0].to(out_BHWO.dtype), stats_2O[1].to(out_BHWO.dtype))
     xhat, stats = prepare(x_BHWI, weights, given)
     out_BHWO.copy_(xhat)
-    return torch.stack(stats) if stats_2O is None else stats_2O
+    return torch.stack((stats[0], stats[1])) if stats_2O is None else stats_2O
 
 
 def prepare_backward(
