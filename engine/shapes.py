@@ -76,15 +76,15 @@ class Shapes:
 
 
 def _written(func: Any) -> int | str | None:
-    """Place or name of the argument that an operator writes to and returns; None for all other operators."""
+    """Place or name of the argument that an operator writes to and returns as it is; None for all other operators."""
     schema = func._schema
-    found = [
-        (n, arg) for n, arg in enumerate(schema.arguments) if arg.alias_info is not None and arg.alias_info.is_write
-    ]
+    found = [n for n, arg in enumerate(schema.arguments) if arg.alias_info is not None and arg.alias_info.is_write]
     if len(found) != 1 or len(schema.returns) != 1 or torch.Tag.inplace_view in func.tags or "resize" in schema.name:
         return None
-    place, argument = found[0]
-    return argument.name if argument.kwarg_only else place
+    returned, argument = schema.returns[0].alias_info, schema.arguments[found[0]]
+    if returned is None or returned.before_set != argument.alias_info.before_set:
+        return None
+    return argument.name if argument.kwarg_only else found[0]
 
 
 def _maker(func: Any, args: Sequence[Any], result: Any) -> Callable[[], Any] | None:

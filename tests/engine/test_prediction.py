@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from msgdas.engine.prediction import QuickProbe, SearchProbe, Target, choice_of, dearest, inclusion
 from msgdas.engine.recipes import demo
 from msgdas.engine.sampler import Sampler
 from msgdas.engine.space import space_named
-from msgdas.profiles.predictor import Run, Speed
+from msgdas.engine.steps import Moment
+from msgdas.kernels import backend
+from msgdas.kernels.scratch import scratch_sizes
+from msgdas.profiles.predictor import Recorder, Run, Speed
 
 from .allocations import DRAW, TAU, measured_peak_bytes, real_learner
 
@@ -81,6 +86,37 @@ def test_predicted_against_real_peak(impl, changes):
     real_bytes = measured_peak_bytes(config, impl, guided=True, dropped=dropped)
     assert predicted.peak.bytes == pytest.approx(real_bytes, rel=TOLERANCE)
     assert sum(predicted.peak.split_bytes.values()) == predicted.peak.bytes
+
+
+@pytest.mark.skipif(not backend.interpreting(), reason="needs Triton's interpreter")
+@pytest.mark.parametrize("policy", ["min", "bn"])
+def test_a_step_of_the_kernels_allocates_what_is_predicted(policy):
+    config = config_of(space="nasbench201", policy=policy, channels=4, image=8, batch=2)
+    probe = probe_of(config, "triton", cuda=True)
+    for _ in range(2):  # the second time from what is known of each call
+        predicted = probe.trace(config)
+    learner = real_learner(config, "triton")
+    images = torch.randn(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    feed = learner.feed(images, torch.zeros(2, dtype=torch.int64), Moment(0, TAU, 0.1, 0.3, False), DRAW)
+    states = [value for state in learner.alpha_optimizer.state.values() for value in state.values()]
+    before = [*learner.net.parameters(), *learner.net.buffers(), *learner.sampler.parameters(), *states]
+    with Recorder(scratch=scratch_sizes) as recorder:
+        recorder.adopt("parameters", [*before, *learner.weight_optimizer.buffers, images, feed.labels_B, feed.clock])
+        with recorder.section("weight"):
+            learner.weight_update(feed, guided=False, dropped=False)
+        with recorder.section("alpha"):
+            learner.alpha_update(feed, dropped=False)
+        real = recorder.trace()
+    for section in ("weight", "alpha"):
+        sizes = [_sizes(trace, section) for trace in (predicted, real)]
+        assert max(sizes[0]) == pytest.approx(max(sizes[1]), rel=TOLERANCE)
+        assert sum(size > 0 for size in sizes[0]) == pytest.approx(sum(size > 0 for size in sizes[1]), rel=0.02)
+
+
+def _sizes(trace, section):
+    """Bytes alive after each event, more or less than at the start."""
+    signed = [trace.sizes_bytes[abs(event) - 1] * (1 if event > 0 else -1) for event in trace.sections[section].events]
+    return list(itertools.accumulate(signed))
 
 
 def test_the_peak_is_split_by_what_the_tensors_are():
