@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .branches import Geometry
-from .checks import check_branch_maps, check_gates, check_maps, check_nodes, check_rows, check_vectors
+from .checks import check_branch_maps, check_drop, check_gates, check_maps, check_nodes, check_rows, check_vectors
 from .launch import blocks
 from .taps import AVG_DIRECT, CODE, GATE, NONE, OUTPUT, SKIP, SOURCE, column
 
@@ -155,7 +155,7 @@ def bn_combine(
     Raises:
         KernelError: for a tensor of a wrong dtype, device, shape or layout.
     """
-    _check(inputs_IBHWC, nodes, z_JBHWC, stats_J2C, branches_J8, geometry)
+    _check(inputs_IBHWC, nodes, z_JBHWC, stats_J2C, branches_J8, drop_JBHWC, drop_scale_J, geometry)
     check_gates(gates_EO, inputs_IBHWC)
     b = blocks("combine", inputs_IBHWC, geometry)
     c = geometry.channels
@@ -177,7 +177,7 @@ def bn_combine_backward(
     Raises:
         KernelError: for a tensor of a wrong dtype, device, shape or layout.
     """
-    _check(inputs_IBHWC, nodes, z_JBHWC, stats_J2C, branches_J8, geometry)
+    _check(inputs_IBHWC, nodes, z_JBHWC, stats_J2C, branches_J8, drop_JBHWC, drop_scale_J, geometry)
     check_nodes("d_nodes", d_nodes, inputs_IBHWC, geometry)
     b = blocks("reduce", inputs_IBHWC, geometry)
     num, c = branches_J8.shape[0], geometry.channels
@@ -200,9 +200,11 @@ def bn_combine_backward(
 
 
 def _check(
-    inputs_IBHWC: Tensor, nodes: Tensor, z_JBHWC: Tensor, stats_J2C: Tensor, branches_J8: Tensor, geometry: Geometry
-) -> None:
+    inputs_IBHWC: Tensor, nodes: Tensor, z_JBHWC: Tensor, stats_J2C: Tensor, branches_J8: Tensor,
+    drop_JBHWC: Tensor | None, drop_scale_J: Tensor | None, geometry: Geometry,
+) -> None:  # fmt: skip
     check_maps(inputs_IBHWC, nodes, geometry)
     check_rows(branches_J8, inputs_IBHWC)
     check_branch_maps("z_JBHWC", z_JBHWC, branches_J8, inputs_IBHWC, geometry)
     check_vectors("stats_J2C", stats_J2C, branches_J8, inputs_IBHWC)
+    check_drop(drop_JBHWC, drop_scale_J, z_JBHWC)

@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .branches import COLUMNS, Geometry
+from .branches import Geometry
+from .checks import check_rows
 from .errors import KernelError
 from .reference import dropblock
 from .taps import CODE, GATE, SKIP, column
@@ -118,11 +119,7 @@ def scale_kernel(
 
 def _check(branches_J8: Tensor, clock: Tensor, rate: Tensor, geometry: Geometry, kind: str) -> None:
     device = branches_J8.device
-    if branches_J8.dtype != torch.int32 or branches_J8.dim() != 2 or branches_J8.shape[1] != COLUMNS:
-        got = f"{branches_J8.dtype} {list(branches_J8.shape)}"
-        raise KernelError("branches", got=got, allowed=f"int32 [J, {COLUMNS}]")
-    if not branches_J8.is_contiguous():
-        raise KernelError("branches", got="strided rows", allowed="contiguous rows")
+    check_rows(branches_J8, branches_J8)
     if clock.dtype != torch.int64 or clock.shape != (2,) or not clock.is_contiguous():
         raise KernelError("clock", got=f"{clock.dtype} {list(clock.shape)}", allowed="int64 [2], (seed, draw)")
     if rate.dtype != torch.float32 or rate.dim():

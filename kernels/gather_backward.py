@@ -12,7 +12,16 @@ import triton.language as tl
 from torch import Tensor
 
 from .branches import Geometry
-from .checks import check_branch_maps, check_gates, check_like, check_maps, check_nodes, check_rows, check_weights
+from .checks import (
+    check_branch_maps,
+    check_drop,
+    check_gates,
+    check_like,
+    check_maps,
+    check_nodes,
+    check_rows,
+    check_weights,
+)
 from .errors import KernelError
 from .launch import all_registers, blocks
 from .shares import dense_share, maximum_share, mean_share, pixels_of, reduction_share, taps_share
@@ -239,18 +248,6 @@ def gather_kernel(
         )  # fmt: skip
 
 
-def _check_drop(drop_JBHWC: Tensor | None, drop_scale_J: Tensor | None, u_JBHWC: Tensor) -> None:
-    if (drop_JBHWC is None) != (drop_scale_J is None):
-        raise KernelError("drop_scale_J", got="one of mask and scale", allowed="both or neither")
-    if drop_JBHWC is None or drop_scale_J is None:
-        return
-    if drop_JBHWC.shape != u_JBHWC.shape or not drop_JBHWC.is_contiguous() or drop_JBHWC.element_size() != 1:
-        got = f"{drop_JBHWC.dtype} {tuple(drop_JBHWC.shape)}"
-        raise KernelError("drop_JBHWC", got=got, allowed=f"contiguous uint8 {tuple(u_JBHWC.shape)}")
-    if drop_scale_J.shape != u_JBHWC.shape[:1] or not drop_scale_J.is_contiguous():
-        raise KernelError("drop_scale_J", got=tuple(drop_scale_J.shape), allowed=f"contiguous {u_JBHWC.shape[0]}")
-
-
 def gather_backward(
     d_nodes: Tensor, u_JBHWC: Tensor, inputs_IBHWC: Tensor, nodes: Tensor, branches_J8: Tensor, gates_EO: Tensor,
     depthwise_TC: Tensor, pointwise_SCC: Tensor, dense_D9CC: Tensor, drop_JBHWC: Tensor | None,
@@ -267,7 +264,7 @@ def gather_backward(
     check_branch_maps("u_JBHWC", u_JBHWC, branches_J8, inputs_IBHWC, geometry)
     check_gates(gates_EO, inputs_IBHWC)
     check_weights(depthwise_TC, pointwise_SCC, dense_D9CC, inputs_IBHWC)
-    _check_drop(drop_JBHWC, drop_scale_J, u_JBHWC)
+    check_drop(drop_JBHWC, drop_scale_J, u_JBHWC)
     if d_inputs_IBHWC is not None:
         check_like("d_inputs_IBHWC", d_inputs_IBHWC, inputs_IBHWC)
         if d_inputs_IBHWC.shape != inputs_IBHWC.shape or not d_inputs_IBHWC.is_contiguous():

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .branches import Geometry
-from .checks import check_maps, check_rows, check_weights
+from .checks import check_first_stage, check_maps, check_rows, check_vectors, check_weights
 from .launch import all_registers, blocks
 from .reference.batchnorm import EPSILON
 from .taps import (
@@ -347,6 +347,9 @@ def grouped_stage(
     check_maps(inputs_IBHWC, nodes, geometry)
     check_rows(branches_J8, inputs_IBHWC)
     check_weights(depthwise_TC, pointwise_SCC, dense_D9CC, inputs_IBHWC)
+    check_first_stage(z1_JBHWC, stats1_J2C, branches_J8, inputs_IBHWC, geometry)
+    if stats_J2C is not None:
+        check_vectors("stats_J2C", stats_J2C, branches_J8, inputs_IBHWC)
     b = blocks("stage", inputs_IBHWC, geometry)
     num, c = branches_J8.shape[0], geometry.channels
     z_JBHWC = inputs_IBHWC.new_empty(num, geometry.batch, geometry.out_height, geometry.out_width, c)

@@ -180,7 +180,12 @@ def draw_backward(
     d_gates_NEO: Tensor, indices_EK: Tensor, places_EK: Tensor, ranks_KEO: Tensor, tau: Tensor,
     relaxation: Relaxation,
 ) -> Tensor:  # fmt: skip
-    """Gradient of the gates in alpha, [E, O]; the tensors are those of `draw`."""
+    """Gradient of the gates in alpha, [E, O]; the tensors are those of `draw`.
+
+    Raises:
+        KernelError: for a tensor of a wrong dtype, device or shape, and an unknown relaxation.
+    """
+    _check_gradient(d_gates_NEO, indices_EK, places_EK, ranks_KEO, tau, relaxation)
     edges, operations = ranks_KEO.shape[1:]
     d_alpha = torch.empty_like(ranks_KEO[0])
     draw_backward_kernel[(triton.cdiv(edges, EDGES),)](
@@ -249,8 +254,7 @@ def _check(alpha_EO: Tensor, clock: Tensor, tau: Tensor, k: int, stream: int) ->
         raise KernelError("alpha_EO", got=got, allowed=f"contiguous [E, O] of at most {1 << twin.STREAM_BITS} numbers")
     if clock.dtype != torch.int64 or clock.shape != (2,) or not clock.is_contiguous():
         raise KernelError("clock", got=f"{clock.dtype} {list(clock.shape)}", allowed="int64 [2], (seed, draw)")
-    if not tau.is_floating_point() or tau.dim():
-        raise KernelError("tau", got=f"{tau.dtype} {list(tau.shape)}", allowed="a floating-point number []")
+    _check_tau(tau)
     for name, tensor in (("clock", clock), ("tau", tau)):
         if tensor.device != alpha_EO.device:
             raise KernelError(name, got=f"on {tensor.device}", allowed=f"alpha's device, {alpha_EO.device}")
@@ -258,3 +262,32 @@ def _check(alpha_EO: Tensor, clock: Tensor, tau: Tensor, k: int, stream: int) ->
         raise KernelError("k", got=k, allowed=f"1 to {alpha_EO.shape[1]}")
     if not 0 <= stream < twin.SHUFFLE_STREAM:
         raise KernelError("stream", got=stream, allowed=f"0 to {twin.SHUFFLE_STREAM - 1}")
+
+
+def _check_tau(tau: Tensor) -> None:
+    if not tau.is_floating_point() or tau.dim():
+        raise KernelError("tau", got=f"{tau.dtype} {list(tau.shape)}", allowed="a floating-point number []")
+
+
+def _check_gradient(
+    d_gates_NEO: Tensor, indices_EK: Tensor, places_EK: Tensor, ranks_KEO: Tensor, tau: Tensor, relaxation: str
+) -> None:  # fmt: skip
+    if ranks_KEO.dtype not in (torch.float32, torch.float64) or ranks_KEO.dim() != 3 or not ranks_KEO.is_contiguous():
+        got = f"{ranks_KEO.dtype} {tuple(ranks_KEO.shape)}"
+        raise KernelError("ranks_KEO", got=got, allowed="contiguous [K, E, O] of float32 or float64")
+    k, edges, operations = ranks_KEO.shape
+    networks = d_gates_NEO.shape[0]
+    if d_gates_NEO.shape[1:] != (edges, operations) or networks not in (1, k) or d_gates_NEO.dtype != ranks_KEO.dtype:
+        got = f"{d_gates_NEO.dtype} {tuple(d_gates_NEO.shape)}"
+        raise KernelError("d_gates_NEO", got=got, allowed=f"{ranks_KEO.dtype} [1 or {k}, {edges}, {operations}]")
+    for name, tensor in (("indices_EK", indices_EK), ("places_EK", places_EK)):
+        if tensor.dtype != torch.int32 or tensor.shape != (edges, k) or not tensor.is_contiguous():
+            got = f"{tensor.dtype} {tuple(tensor.shape)}"
+            raise KernelError(name, got=got, allowed=f"contiguous int32 ({edges}, {k})")
+    _check_tau(tau)
+    given = {"d_gates_NEO": d_gates_NEO, "indices_EK": indices_EK, "places_EK": places_EK, "tau": tau}
+    for name, tensor in given.items():
+        if tensor.device != ranks_KEO.device:
+            raise KernelError(name, got=f"on {tensor.device}", allowed=f"the ranks' device, {ranks_KEO.device}")
+    if relaxation not in RELAXATIONS:
+        raise KernelError("relaxation", got=relaxation, allowed=", ".join(RELAXATIONS))

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import MAP_DTYPES, check_like, wide
+from .checks import MAP_DTYPES, check_like, check_wide
 from .errors import KernelError
 from .launch import all_registers, blocks_of
 from .reference.batchnorm import EPSILON
@@ -114,7 +114,7 @@ def prepare_into(
     Raises:
         KernelError: for a tensor of a wrong dtype, device, shape or layout.
     """
-    _check(x_BHWI, first_OI, second_OI, out_BHWO)
+    check_prepared(x_BHWI, first_OI, second_OI, out_BHWO, stats_2O, "out_BHWO")
     batch, height, width, c = out_BHWO.shape
     b = blocks_of("point", x_BHWI.dtype, c, x_BHWI.device.type == "cpu")
     pixels = batch * height * width
@@ -138,19 +138,26 @@ def prepare_into(
     return stats
 
 
-def _check(x_BHWI: Tensor, first_OI: Tensor, second_OI: Tensor | None, out_BHWO: Tensor) -> None:
+def check_prepared(
+    x_BHWI: Tensor, first_OI: Tensor, second_OI: Tensor | None, out_BHWO: Tensor, stats_2O: Tensor | None, name: str
+) -> None:
+    """A cell's output, its 1x1 convolution, the map `name` behind it, and that one's statistics."""
     if x_BHWI.dtype not in MAP_DTYPES or x_BHWI.dim() != 4 or not x_BHWI.is_contiguous():
         got = f"{x_BHWI.dtype}, shape {tuple(x_BHWI.shape)}, strides {x_BHWI.stride()}"
         raise KernelError("x_BHWI", got=got, allowed="contiguous [B, H, W, I] of float32, bfloat16 or float64")
-    check_like("out_BHWO", out_BHWO, x_BHWI)
+    check_like(name, out_BHWO, x_BHWI)
     size = 1 if second_OI is None else 2
     batch, height, width, channels = x_BHWI.shape
     o = first_OI.shape[0] * size
     expected = (batch, height // size, width // size, o)
     if tuple(out_BHWO.shape) != expected or not out_BHWO.is_contiguous() or height % size or width % size:
-        raise KernelError("out_BHWO", got=f"shape {tuple(out_BHWO.shape)}", allowed=f"contiguous {expected}")
-    for name, weight in (("first_OI", first_OI), ("second_OI", second_OI)):
+        raise KernelError(name, got=f"shape {tuple(out_BHWO.shape)}", allowed=f"contiguous {expected}")
+    if stats_2O is not None:
+        if tuple(stats_2O.shape) != (2, o) or not stats_2O.is_contiguous():
+            raise KernelError("stats_2O", got=f"shape {tuple(stats_2O.shape)}", allowed=f"contiguous (2, {o})")
+        check_wide("stats_2O", stats_2O, x_BHWI)
+    for side, weight in (("first_OI", first_OI), ("second_OI", second_OI)):
         if weight is not None and (weight.shape != (o // size, channels) or not weight.is_contiguous()):
-            raise KernelError(name, got=f"shape {tuple(weight.shape)}", allowed=f"contiguous ({o // size}, {channels})")
-        if weight is not None and weight.dtype != wide(x_BHWI.dtype):
-            raise KernelError(name, got=weight.dtype, allowed=str(wide(x_BHWI.dtype)))
+            raise KernelError(side, got=f"shape {tuple(weight.shape)}", allowed=f"contiguous ({o // size}, {channels})")
+        if weight is not None:
+            check_wide(side, weight, x_BHWI)

@@ -10,9 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import check_like
-from .errors import KernelError
 from .launch import all_registers, blocks_of
+from .prepare import check_prepared
 from .stage_weights import MAX_GROUPS
 from .taps import load_pixel, product
 
@@ -145,9 +144,7 @@ def prepare_backward(
         KernelError: for a tensor of a wrong dtype, device, shape or layout.
     """
     for name, maps in (("d_BHWO", d_BHWO), ("xhat_BHWO", xhat_BHWO)):
-        check_like(name, maps, x_BHWI)
-        if maps.shape != d_BHWO.shape or not maps.is_contiguous():
-            raise KernelError(name, got=f"shape {tuple(maps.shape)}", allowed=f"contiguous {tuple(d_BHWO.shape)}")
+        check_prepared(x_BHWI, first_OI, second_OI, maps, stats_2O, name)
     batch, height, width, c = d_BHWO.shape
     in_channels, pixels, reduce = x_BHWI.shape[-1], batch * height * width, second_OI is not None
     interpreted = x_BHWI.device.type == "cpu"

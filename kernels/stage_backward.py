@@ -17,6 +17,7 @@ from .checks import (
     check_gates,
     check_nodes,
     check_rows,
+    check_slots,
     check_vectors,
 )
 from .launch import all_registers, blocks
@@ -177,11 +178,13 @@ def point_backward(
         KernelError: for a tensor of a wrong dtype, device, shape or layout.
     """
     check_rows(branches_J8, z_JBHWC)
-    check_nodes("d_nodes", d_nodes, z_JBHWC, geometry)
     check_branch_maps("z_JBHWC", z_JBHWC, branches_J8, z_JBHWC, geometry)
+    check_nodes("d_nodes", d_nodes, z_JBHWC, geometry)
     check_vectors("stats_J2C", stats_J2C, branches_J8, z_JBHWC)
     check_vectors("sums_J2C", sums_J2C, branches_J8, z_JBHWC)
     check_gates(gates_EO, z_JBHWC)
+    check_slots("pointwise_SCC", pointwise_SCC, (geometry.channels,) * 2, z_JBHWC)
+    check_slots("dense_D9CC", dense_D9CC, (9, geometry.channels, geometry.channels), z_JBHWC)
     if v_JBHWC is not None:
         check_branch_maps("v_JBHWC", v_JBHWC, branches_J8, z_JBHWC, geometry)
     u_JBHWC = torch.empty_like(z_JBHWC) if out is None else out
@@ -209,6 +212,7 @@ def taps_backward(
     check_branch_maps("u_JBHWC", u_JBHWC, branches_J8, u_JBHWC, geometry)
     check_branch_maps("z1_JBHWC", z1_JBHWC, branches_J8, u_JBHWC, geometry)
     check_vectors("stats1_J2C", stats1_J2C, branches_J8, u_JBHWC)
+    check_slots("depthwise_TC", depthwise_TC, (geometry.channels,), u_JBHWC)
     b = blocks("taps", u_JBHWC, geometry)
     num, c = branches_J8.shape[0], geometry.channels
     tiles = triton.cdiv(geometry.batch * geometry.out_height * triton.cdiv(geometry.out_width, 4), b.pixels)

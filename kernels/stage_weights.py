@@ -14,10 +14,12 @@ from .branches import Geometry
 from .checks import (
     check_arena_grads,
     check_branch_maps,
+    check_first_stage,
     check_gates,
     check_maps,
     check_nodes,
     check_rows,
+    check_slots,
     check_vectors,
 )
 from .launch import all_registers, blocks
@@ -283,7 +285,11 @@ def stage_weight_grads(
     """
     g, c, num = geometry, geometry.channels, branches_J8.shape[0]
     _check(d_nodes, v_JBHWC, z_JBHWC, stats_J2C, sums_J2C, u_JBHWC, inputs_IBHWC, nodes, branches_J8, gates_EO, g)
+    check_first_stage(z1_JBHWC, stats1_J2C, branches_J8, inputs_IBHWC, g)
+    check_slots("depthwise_TC", depthwise_TC, (c,), inputs_IBHWC)
     check_arena_grads({"d_depthwise_TC": (d_depthwise_TC, depthwise_TC)})
+    check_slots("d_pointwise_SCC", d_pointwise_SCC, (c, c), inputs_IBHWC)
+    check_slots("d_dense_D9CC", d_dense_D9CC, (9, c, c), inputs_IBHWC)
     b = blocks("weights", inputs_IBHWC, g)
     tiles = triton.cdiv(g.batch * g.out_height * triton.cdiv(g.out_width, 4), b.pixels)
     repeat = triton.cdiv(tiles, MAX_GROUPS)

@@ -62,9 +62,9 @@ def test_a_rate_of_zero_passes_everything():
 @pytest.mark.parametrize(
     ("argument", "change"),
     [
-        ("branches", {"branches_J8": ROWS.long()}),
-        ("branches", {"branches_J8": ROWS[::2]}),
-        ("branches", {"branches_J8": ROWS[:, :4]}),
+        ("branches_J8", {"branches_J8": ROWS.long()}),
+        ("branches_J8", {"branches_J8": ROWS[::2]}),
+        ("branches_J8", {"branches_J8": ROWS[:, :4]}),
         ("clock", {"clock": CLOCK.int()}),
         ("clock", {"clock": torch.zeros(3, dtype=torch.int64)}),
         ("clock", {"clock": torch.zeros(2, dtype=torch.int64, device="meta")}),
