@@ -133,13 +133,18 @@ class Passes:
 
     Attributes:
         accumulate: micro-batches per step.
-        enter: told the name of each phase as it begins: `alpha forward`, `alpha backward`, `W forward`, `W backward`.
+        enter: told the name of each phase as it begins: `alpha forward`, `alpha backward`, `W forward`, `W backward`,
+            and by the learner `optimizer`; "" where the last one ends.
     """
 
     def __init__(self, config: SearchConfig, net: SuperNet, guidance: Guidance, *, all_gradients: bool) -> None:
         self.config, self.net, self.guidance, self.all_gradients = config, net, guidance, all_gradients
         self.accumulate = config.accumulate
         self.enter: Callable[[str], None] = _unheard
+
+    def unheard(self) -> None:
+        """Tell the phases to nobody."""
+        self.enter = _unheard
 
     def weights(self, feed: Feed, sample: Sample, *, guided: bool, dropped: bool) -> Outcome:
         """Gradients of the weights, added to what the parameters have.

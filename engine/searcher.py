@@ -33,6 +33,7 @@ from .guard import Descent, Forecast, Guard, context_bytes, room_of
 from .images import FolderImages
 from .implementation import device_of, resolve
 from .progress import Progress
+from .recording import recorded, write_timeline
 from .report import write_report
 from .report_figures import SKIP_ALARM
 from .rundir import MetricsWriter, RunFolder
@@ -234,13 +235,15 @@ class _Run:
         begin = time.perf_counter()
         alpha: AlphaResult | None = None
         images = 0
-        if schedule.alpha_trains(self.config, epoch):
-            batch = self.alpha_batches.at(self.step)
-            alpha = self._checked("alpha", self.learner.alpha_step, batch, moment, first)
+        with ExitStack() as stack:
+            timeline = stack.enter_context(recorded(self.learner, self.device)) if first else {}
+            if schedule.alpha_trains(self.config, epoch):
+                batch = self.alpha_batches.at(self.step)
+                alpha = self._checked("alpha", self.learner.alpha_step, batch, moment, first)
+                images += len(batch.labels_B)
+            batch = self.w_batches.at(self.step)
+            result: WeightResult = self._checked("weight", self.learner.weight_step, batch, moment, first)
             images += len(batch.labels_B)
-        batch = self.w_batches.at(self.step)
-        result: WeightResult = self._checked("weight", self.learner.weight_step, batch, moment, first)
-        images += len(batch.labels_B)
         seconds = time.perf_counter() - begin
         self.step += 1
         self.epoch_closed = False
@@ -253,12 +256,20 @@ class _Run:
         }  # fmt: skip
         self._write(row)
         self.progress.step(row)
+        if timeline:
+            self._keep_timeline(timeline)
         if self.step % self.steps_per_epoch == 0:
             self._close_epoch()
         elif self.config.checkpoint_every and self.step % self.config.checkpoint_every == 0:
             self._save()
         if self.stop():
             self._interrupt()
+
+    def _keep_timeline(self, timeline: dict[str, Any]) -> None:
+        try:
+            write_timeline(self.folder.path, timeline, self.step)
+        except OSError as error:
+            self.progress.note(f"warning: no timeline of step {self.step} ({error}); the search goes on")
 
     def _checked(self, phase: str, take: Callable[..., Any], batch: Batch, moment: Moment, first: bool) -> Any:
         """Take a step; measure its memory if it is the epoch's first; keep the evidence if it is not finite."""

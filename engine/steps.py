@@ -158,7 +158,7 @@ class Learner:
             return self.weight_update(feed, guided=guided, dropped=dropped)
 
         kind = ("weight", guided, self.guidance.trusted, dropped)
-        self.passes.enter("W step")
+        self.passes.enter("W draw" if self.graphs is None else "W step")
         values = update(feed) if self.graphs is None else self.graphs.run(kind, feed, update)
         loss, accuracy, grad_norm, distill, teacher_loss = values.tolist()
         _require_finite({"loss": loss, "gradient norm": grad_norm}, "W", moment)
@@ -203,7 +203,7 @@ class Learner:
         def update(feed: Feed) -> Tensor:
             return self.alpha_update(feed, dropped=dropped)
 
-        self.passes.enter("alpha step")
+        self.passes.enter("alpha draw" if self.graphs is None else "alpha step")
         values = update(feed) if self.graphs is None else self.graphs.run(("alpha", dropped), feed, update)
         loss, grad_norm, finite = values.tolist()
         _require_finite({"loss": loss, "alpha's gradient norm": grad_norm}, "alpha", moment)
