@@ -68,6 +68,13 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "mask": (Rule(1 << 30, 64, 16, 16, 4),),
 }
 
+# Instead of these, for fp32 and fp64: their products are exact, without tensor cores, and take more registers.
+EXACT_RULES: dict[str, tuple[Rule, ...]] = {
+    "combine": (Rule(16, 128, 16, 16, 4), Rule(1 << 30, 64, 16, 16, 4)),
+    "point": (Rule(16, 64, 16, 16, 4), Rule(1 << 30, 32, 32, 32, 4)),
+    "weights": (Rule(1 << 30, 16, 16, 32, 4, 8),),
+}
+
 
 _AS_SHIPPED: ContextVar[bool] = ContextVar("as_shipped", default=False)
 
@@ -92,7 +99,8 @@ def blocks_of(kernel: str, dtype: torch.dtype, channels: int, interpreted: bool 
 
     In the interpreter a program costs the same whatever its size, so that programs are larger there.
     """
-    rule = next(rule for rule in RULES[kernel] if channels <= rule.max_channels)
+    rules = RULES[kernel] if dtype == torch.bfloat16 else EXACT_RULES.get(kernel, RULES[kernel])
+    rule = next(rule for rule in rules if channels <= rule.max_channels)
     grow = 4 if interpreted and not _AS_SHIPPED.get() else 1
     # Tiles of weight gradients stay as they ship: how they are grouped is part of what the tests look at.
     along, across = (1, grow) if kernel == "weights" else (grow, 1)
