@@ -29,7 +29,6 @@ from .space import space_named
 from .steps import Learner, Moment
 from .supernet import SuperNet
 
-PROBE = "probe.json"
 # Of the measured peak; on a CPU the prediction is exact to a few bytes, on CUDA no device has measured it yet (ours).
 TOLERANCES = {"cpu": 0.005, "cuda": 0.05}
 # Far above any Gumbel noise: between the alphas of the ranks of sub-graphs, and between chosen operations and others.

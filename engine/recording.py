@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import torch
 
 from ..profiles.errors import ProfileError
-from ..profiles.phases import PhaseClock, described
+from ..profiles.meter import Peak, measure
+from ..profiles.phases import PhaseClock, described, thinned
 from ..profiles.sampler import MemorySampler, native_library
 from .rundir import write_atomically
 from .steps import Learner
+
+Result = TypeVar("Result")
 
 
 def gpu_uuid_of(device: torch.device) -> str | None:
@@ -25,33 +28,63 @@ def gpu_uuid_of(device: torch.device) -> str | None:
     return uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
 
 
-@contextmanager
-def recorded(learner: Learner, device: torch.device) -> Iterator[dict[str, Any]]:
-    """Fills the dictionary with a timeline (see `phases.described`) of the steps that are taken inside.
+class Recording:
+    """Context manager that samples memory while a learner takes steps, and takes down their phases.
 
-    It stays empty where a CUDA device's memory cannot be sampled. On CUDA phases are where the host was; of a step
-    that runs as a graph only its kind is known.
+    On CUDA phases are where the host was; of a step that runs as a graph only its kind is known. Live tensors are
+    counted in the steps that `measure` takes, on a CPU.
+
+    Args:
+        learner: whose phases are heard.
+        device: whose memory is sampled: a GPU's by NVML, else this process's.
     """
-    found: dict[str, Any] = {}
-    clock = PhaseClock()
-    with ExitStack() as stack:
-        sampler: MemorySampler | None = None
+
+    def __init__(self, learner: Learner, device: torch.device) -> None:
+        self.learner, self.device = learner, device
+        self._clock = PhaseClock()
+        self._sampler: MemorySampler | None = None
+        self._live: tuple[list[int], list[int]] = [], []
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
         with suppress(ProfileError):
-            sampler = stack.enter_context(MemorySampler(gpu_uuid_of(device), library=native_library()))
-        learner.passes.enter = clock.enter
-        stack.callback(learner.passes.unheard)
-        yield found
-        clock.close()
-    if sampler is not None:
-        found.update(described(sampler.timeline, clock.spans))
+            sampler = MemorySampler(gpu_uuid_of(self.device), library=native_library())
+            self._sampler = self._stack.enter_context(sampler)
+        self.learner.passes.enter = self._clock.enter
+        self._stack.callback(self._clock.close)
+        self._stack.callback(self.learner.passes.unheard)
+        return self
 
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
 
-def write_timeline(folder: Path, timeline: Mapping[str, Any], step: int) -> Path:
-    """Write timeline-STEP.json into a run folder, whole or not at all.
+    def measure(self, run: Callable[[], Result]) -> tuple[Result, Peak]:
+        """As `meter.measure`; the course of live tensors, those between steps included, joins the timeline."""
+        before_bytes = self.learner.state_bytes()
+        result, peak = measure(run, self.device, history=True)
+        times_ns, values = thinned(peak.times_ns, peak.values)
+        self._live[0].extend(times_ns)
+        self._live[1].extend(before_bytes + value for value in values)
+        return result, peak
 
-    Raises:
-        OSError: where it cannot be written.
-    """
-    path = folder / f"timeline-{step}.json"
-    write_atomically(path, json.dumps({"step": step, **timeline}) + "\n")
-    return path
+    def values(self) -> dict[str, Any]:
+        """The timeline after leaving (see `phases.described`); {} where the device's memory cannot be sampled."""
+        if self._sampler is None:
+            return {}
+        line = self._sampler.timeline
+        found = described(line, self._clock.spans)
+        if self._live[0] and line.times_ns:
+            start_ns = line.times_ns[0]
+            found["live_times_ms"] = [round((at_ns - start_ns) / 1e6, 3) for at_ns in self._live[0]]
+            found["live_bytes"] = self._live[1]
+        return found
+
+    def save(self, folder: Path, step: int) -> None:
+        """Write timeline-STEP.json into a run folder, whole or not at all.
+
+        Raises:
+            OSError: where it cannot be written.
+        """
+        values = self.values()
+        if values:
+            write_atomically(folder / f"timeline-{step}.json", json.dumps({"step": step, **values}) + "\n")

@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from . import report_figures as figures
 from .config import SearchConfig, resolved_teacher
 from .draw import alpha_heatmap, draw_cells
@@ -21,6 +19,7 @@ from .errors import GenotypeError
 from .genotype import Genotype
 from .genotype_text import format_tuple_text
 from .history import Epoch, History
+from .report_memory import charts_html, figure_html, memory_html
 from .report_text import config_table, duration, environment_table, escaped, nothing, percent, quantity, reproduction
 from .rundir import ENVIRONMENT, GENOTYPE, RunFolder, write_atomically
 from .space import DARTS
@@ -30,8 +29,6 @@ STYLESHEET = Path(__file__).parent / "assets" / "report.css"
 RECONSTRUCTION = "msgdas reconstructs MSG-DAS from the abstract of arXiv 2107.04324; no figure here is the paper's."
 CLASSES = {"fashion-mnist-mini": 10, "fashion-mnist": 10, "cifar10": 10, "cifar100": 100}
 MAX_ENVIRONMENT_BYTES = 1 << 20
-# At this scale the text of a wide figure is as large as that of the charts.
-PX_PER_INCH = 105
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -85,7 +82,7 @@ def page(run_path: Path) -> str:
         ("curves", "Loss and accuracy", _curves(run)),
         ("alpha", "Alpha over time", _alpha(run)),
         ("skips", "Skip-connects", _skips(run)),
-        ("memory", "Memory", _memory(run)),
+        ("memory", "Memory", memory_html(run.path, run.history)),
         ("schedules", "Schedules", _schedules(run)),
         ("teacher", "Teacher", _teacher(run)),
         ("genotype", "Genotype", _genotype(run)),
@@ -169,16 +166,16 @@ def _cells(run: _Run) -> str:
         return trouble + nothing("No cell yet: the first is derived at the end of the first epoch.")
     when = "The cells the search found." if run.is_answer else f"The cells after epoch {len(run.history.epochs)}."
     caption = f"{when} Numbers in circles are states; a genotype's pairs name them as inputs."
-    return trouble + _figure(draw_cells(run.genotype), "cells", "Derived cells", caption, wide=True)
+    return trouble + figure_html(draw_cells(run.genotype), "cells", "Derived cells", caption, wide=True)
 
 
 def _curves(run: _Run) -> str:
     if not len(run.history.step):
         return nothing("No step yet.")
     caption = "Lines are means over neighbouring steps, bands their range; gray is the warm-up."
-    return _charts(
-        _figure(figures.loss_figure(run.history), "loss", "Loss over steps", f"<b>Loss.</b> {caption}"),
-        _figure(
+    return charts_html(
+        figure_html(figures.loss_figure(run.history), "loss", "Loss over steps", f"<b>Loss.</b> {caption}"),
+        figure_html(
             figures.accuracy_figure(run.history, run.chance), "accuracy", "Accuracy over steps",
             "<b>Accuracy.</b> Validation judges the derived cell, with the super-net's weights, on the alpha half.",
         ),
@@ -194,12 +191,12 @@ def _alpha(run: _Run) -> str:
         note = "All share their axes. An edge of the last epoch's cell has a bold title with its operation."
         caption = f"<b>{kind.capitalize()}.</b> Rows are nodes, columns the states they read. {note}"
         figure = figures.alpha_figure(run.history, spec)
-        parts.append(_figure(figure, f"alpha-{spec.kind}", f"Alpha of the {kind} over epochs", caption, wide=True))
+        parts.append(figure_html(figure, f"alpha-{spec.kind}", f"Alpha of the {kind} over epochs", caption, wide=True))
     last = [epoch for epoch in run.history.epochs if epoch.alpha is not None][-1]
     assert last.alpha is not None
     table = alpha_heatmap(run.history.space, {kind: rows.tolist() for kind, rows in last.alpha.items()})
     caption = f"<b>After epoch {last.number}.</b> Probability of each operation on each edge."
-    parts.append(_figure(table, "alpha-table", "Alpha after the last epoch", caption, wide=True))
+    parts.append(figure_html(table, "alpha-table", "Alpha after the last epoch", caption, wide=True))
     return "".join(parts)
 
 
@@ -217,32 +214,15 @@ def _skips(run: _Run) -> str:
     ]
     lead += "".join(f'<p class="alarm">{escaped(alarm)}</p>' for alarm in alarms)
     label = "Skip-connects of the derived cell over epochs"
-    return lead + _charts(_figure(figures.skip_figure(run.history), "skip-count", label, ""))
-
-
-def _memory(run: _Run) -> str:
-    if not run.history.peaks and not len(run.history.step):
-        return nothing("No step yet.")
-    source = f" Source: {escaped(run.history.source)}." if run.history.source else ""
-    charts = []
-    if run.history.peaks:
-        caption = (
-            "<b>Peak of a step.</b> Live bytes above what lived before the step (weights, alpha, optimizer state are "
-            f"not in it), measured at the first step of each epoch.{source}"
-        )
-        charts.append(_figure(figures.peak_figure(run.history), "peak", "Peak memory over epochs", caption))
-    if any(math.isfinite(value) for value in run.history.values["rss_bytes"]):
-        caption = "<b>RSS.</b> Everything the process holds: Python, libraries, data, weights. Source: the kernel."
-        charts.append(_figure(figures.rss_figure(run.history), "rss", "Resident memory over steps", caption))
-    return _charts(*charts)
+    return lead + charts_html(figure_html(figures.skip_figure(run.history), "skip-count", label, ""))
 
 
 def _schedules(run: _Run) -> str:
     if not len(run.history.step):
         return nothing("No step yet.")
     names = (("tau", "temperature tau"), ("drop_rate", "drop rate of skip-connects"), ("lr", "learning rate"))
-    return _charts(
-        *(_figure(figures.schedule_figure(run.history, name, label), name, label, "") for name, label in names),
+    return charts_html(
+        *(figure_html(figures.schedule_figure(run.history, name, label), name, label, "") for name, label in names),
         small=True,
     )
 
@@ -261,11 +241,11 @@ def _teacher(run: _Run) -> str:
     charts = []
     if any(math.isfinite(epoch.teacher_loss) for epoch in run.history.epochs):
         label = "Losses of teacher and students"
-        charts.append(_figure(figures.teacher_figure(run.history), "teacher-loss", label, f"<b>{label}.</b>"))
+        charts.append(figure_html(figures.teacher_figure(run.history), "teacher-loss", label, f"<b>{label}.</b>"))
     if any(math.isfinite(value) for value in run.history.values["distill"]):
         caption = "<b>Distillation.</b> T² KL(teacher, student) in the steps that used the teacher."
-        charts.append(_figure(figures.distill_figure(run.history), "distill", "Distillation term", caption))
-    return lead + _charts(*charts)
+        charts.append(figure_html(figures.distill_figure(run.history), "distill", "Distillation term", caption))
+    return lead + charts_html(*charts)
 
 
 def _genotype(run: _Run) -> str:
@@ -304,15 +284,3 @@ def _events(run: _Run) -> str:
         for event in run.history.events
     )
     return f"<h3>Events</h3><ul>{''.join(lines)}</ul>" if run.history.events else ""
-
-
-def _figure(figure: Figure, name: str, label: str, caption: str, *, wide: bool = False) -> str:
-    """A figure with its caption (HTML); a wide one keeps its size on a phone and scrolls."""
-    svg = figures.inline_svg(figure, name, escaped(label))
-    width_px = round(PX_PER_INCH * figure.get_size_inches()[0])
-    box = f'<div class="scroll" style="--natural: {width_px}px">{svg}</div>' if wide else svg
-    return f"<figure>{box}{f'<figcaption>{caption}</figcaption>' if caption else ''}</figure>"
-
-
-def _charts(*charts: str, small: bool = False) -> str:
-    return f'<div class="charts{" small" if small else ""}">{"".join(charts)}</div>' if charts else ""

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ import torch
 from ..profiles.budget import parse as parse_budget
 from ..profiles.device import process_rss_bytes
 from ..profiles.errors import BudgetError, ProfileError
-from ..profiles.meter import measure
 from ..profiles.room import ReadRoom
 from . import checkpoint, probe, rundir, schedule
 from .batches import Batch, Batches, dataset_fingerprint, split_halves
@@ -33,7 +32,7 @@ from .guard import Descent, Forecast, Guard, context_bytes, room_of
 from .images import FolderImages
 from .implementation import device_of, resolve
 from .progress import Progress
-from .recording import recorded, write_timeline
+from .recording import Recording
 from .report import write_report
 from .report_figures import SKIP_ALARM
 from .rundir import MetricsWriter, RunFolder
@@ -193,7 +192,7 @@ class _Run:
             config, self.device, classes=self.num_classes,
             predicted_bytes=predicted_bytes - forecast.rest_bytes(rung), split_bytes=peak.split_bytes,
         )  # fmt: skip
-        self.folder.write_json(probe.PROBE, result.to_dict())
+        self.folder.write_json(rundir.PROBE, result.to_dict())
         self.progress.note(result.line())
         if result.missed:
             self._write({"kind": "event", "step": 0, "what": "prediction missed", "detail": result.line()})
@@ -235,14 +234,14 @@ class _Run:
         begin = time.perf_counter()
         alpha: AlphaResult | None = None
         images = 0
-        with ExitStack() as stack:
-            timeline = stack.enter_context(recorded(self.learner, self.device)) if first else {}
+        recording = Recording(self.learner, self.device) if first else None
+        with recording or nullcontext():
             if schedule.alpha_trains(self.config, epoch):
                 batch = self.alpha_batches.at(self.step)
-                alpha = self._checked("alpha", self.learner.alpha_step, batch, moment, first)
+                alpha = self._checked("alpha", self.learner.alpha_step, batch, moment, recording)
                 images += len(batch.labels_B)
             batch = self.w_batches.at(self.step)
-            result: WeightResult = self._checked("weight", self.learner.weight_step, batch, moment, first)
+            result: WeightResult = self._checked("weight", self.learner.weight_step, batch, moment, recording)
             images += len(batch.labels_B)
         seconds = time.perf_counter() - begin
         self.step += 1
@@ -256,8 +255,8 @@ class _Run:
         }  # fmt: skip
         self._write(row)
         self.progress.step(row)
-        if timeline:
-            self._keep_timeline(timeline)
+        if recording is not None:
+            self._keep_timeline(recording)
         if self.step % self.steps_per_epoch == 0:
             self._close_epoch()
         elif self.config.checkpoint_every and self.step % self.config.checkpoint_every == 0:
@@ -265,19 +264,21 @@ class _Run:
         if self.stop():
             self._interrupt()
 
-    def _keep_timeline(self, timeline: dict[str, Any]) -> None:
+    def _keep_timeline(self, recording: Recording) -> None:
         try:
-            write_timeline(self.folder.path, timeline, self.step)
+            recording.save(self.folder.path, self.step)
         except OSError as error:
             self.progress.note(f"warning: no timeline of step {self.step} ({error}); the search goes on")
 
-    def _checked(self, phase: str, take: Callable[..., Any], batch: Batch, moment: Moment, first: bool) -> Any:
-        """Take a step; measure its memory if it is the epoch's first; keep the evidence if it is not finite."""
+    def _checked(
+        self, phase: str, take: Callable[..., Any], batch: Batch, moment: Moment, recording: Recording | None
+    ) -> Any:
+        """Take a step; measure its memory where it is recorded; keep the evidence if it is not finite."""
         images, labels = batch.images_BCHW.to(self.device), batch.labels_B.to(self.device)
         try:
-            if not first:
+            if recording is None:
                 return self.guard.attempt(lambda: take(images, labels, moment))
-            result, peak = self.guard.attempt(lambda: measure(lambda: take(images, labels, moment), self.device))
+            result, peak = self.guard.attempt(lambda: recording.measure(lambda: take(images, labels, moment)))
         except NumericsError as error:
             self._dump(error, phase, batch)
             raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,14 +15,20 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """Bytes above what lived before, and what counted them."""
+    """Bytes above what lived before, and what counted them.
+
+    Attributes:
+        times_ns, values: live bytes above what lived before over `time.monotonic_ns`'s clock, on a CPU and where asked.
+    """
 
     bytes: int
     source: str
+    times_ns: Sequence[int] = ()
+    values: Sequence[int] = ()
 
 
-def measure(run: Callable[[], Result], device: torch.device) -> tuple[Result, Peak]:
-    """(run(), its peak of live bytes above those that lived before it).
+def measure(run: Callable[[], Result], device: torch.device, *, history: bool = False) -> tuple[Result, Peak]:
+    """(run(), its peak of live bytes above those that lived before it), with their course where `history` asks for it.
 
     On CUDA the caching allocator is asked; on a CPU every storage is counted, which slows the run down by
     some tenths.
@@ -34,9 +40,11 @@ def measure(run: Callable[[], Result], device: torch.device) -> tuple[Result, Pe
         result = run()
         torch.cuda.synchronize(device)
         return result, Peak(torch.cuda.max_memory_allocated(device) - before, "CUDA allocator")
-    with LiveBytes() as tracker:
+    with LiveBytes(history=history) as tracker:
         result = run()
-    return result, Peak(tracker.peak_bytes, "storage tracker")
+    # A storage that outlives this still tells the tracker of its end.
+    times_ns, values = tracker.times_ns[:], tracker.values[:]
+    return result, Peak(tracker.peak_bytes, "storage tracker", times_ns, values)
 
 
 def allocated_peak(run: Callable[[], object], device: torch.device, before_bytes: int) -> tuple[int, str]:

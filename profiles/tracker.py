@@ -7,7 +7,9 @@ memory that a kernel takes and frees inside is not seen by `LiveBytes`, but by `
 
 from __future__ import annotations
 
+import time
 import weakref
+from array import array
 from typing import Any
 
 import torch
@@ -22,13 +24,20 @@ class LiveBytes(TorchDispatchMode):
     Storages that lived before are not counted, nor is their end; a storage that is still alive on leaving
     stays in `live_bytes`.
 
+    Args:
+        history: whether to keep `times_ns` and `values`, some ten thousand numbers for a step.
+
     Attributes:
         live_bytes: alive now.
         peak_bytes: the most that was alive at once.
+        times_ns, values: `time.monotonic_ns` and live bytes after each birth and each end.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, history: bool = False) -> None:
         super().__init__()
+        self._history = history
+        self.times_ns: array[int] = array("q")
+        self.values: array[int] = array("q")
         self.live_bytes = 0
         self.peak_bytes = 0
         self._sizes: dict[int, int] = {}
@@ -53,10 +62,17 @@ class LiveBytes(TorchDispatchMode):
         self._sizes[key] = size_bytes
         self.live_bytes += size_bytes
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+        self._note()
         weakref.finalize(storage, self._forget, key).atexit = False
 
     def _forget(self, key: int) -> None:
         self.live_bytes -= self._sizes.pop(key, 0)
+        self._note()
+
+    def _note(self) -> None:
+        if self._history:
+            self.times_ns.append(time.monotonic_ns())
+            self.values.append(self.live_bytes)
 
 
 class AllocatorBytes:
