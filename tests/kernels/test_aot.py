@@ -60,6 +60,20 @@ def test_every_breach_is_one_line(changes, line):
     assert aot.breaches([result_of(), result_of(**changes)], BUDGETS) == [line]
 
 
+def test_limits_hold_at_stride_2_too():
+    result = dataclasses.replace(result_of(per_tap=3.2), cell="darts-32-reduction")
+    assert aot.breaches([result], BUDGETS) == ["stage_kernel on sm_90 (darts-32-reduction): per_tap 3.20, allowed 3.1"]
+
+
+def test_budgets_are_printed_as_the_docs_show_them(capsys):
+    budgets.main(["--figure", "registers"])
+    heads, _, *rows = capsys.readouterr().out.splitlines()
+    assert set(heads.split(" | ")[1:]) >= {"sm_80", "sm_90"}
+    assert len(rows) == len(budgets.read()["kernels"])
+    budgets.main([])
+    assert "| stage | " in capsys.readouterr().out
+
+
 def test_what_does_not_compile_or_has_no_budget_is_a_breach():
     failed = dataclasses.replace(result_of(), facts=None, error="no such instruction")
     assert aot.breaches([failed], BUDGETS) == [
