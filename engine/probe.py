@@ -20,14 +20,12 @@ from ..profiles.errors import ProfileError, in_words
 from ..profiles.meter import allocated_peak
 from ..profiles.predictor import CATEGORIES, TRANSIENT, Recorder, Run
 from ..profiles.store import Key, MeasurementStore, cache_folder, fingerprint
+from .assembly import build_learner
 from .config import SearchConfig, from_json
 from .environment import package_version
-from .implementation import resolve
 from .prediction import dearest
-from .sampler import Sampler
 from .space import space_named
 from .steps import Learner, Moment
-from .supernet import SuperNet
 
 # Of the measured peak; on a CPU the prediction is exact to a few bytes, on CUDA no device has measured it yet (ours).
 TOLERANCES = {"cpu": 0.005, "cuda": 0.05}
@@ -182,15 +180,7 @@ def measure_dearest(config: SearchConfig, device: torch.device, classes: int) ->
 
 def dearest_learner(config: SearchConfig, device: torch.device, classes: int) -> Learner:
     """A learner whose every draw is the K dearest operations of each edge, with all of its optimizers' state."""
-    space = space_named(config.space)
-    impl, _ = resolve(config, device)
-    plain = config.policy == "autograd"
-    net = SuperNet(
-        space, channels=config.channels, layers=config.layers, stem=config.stem, classes=classes,
-        policy=("autograd",) if plain else config.policies, layout=config.layout, seed=config.seed,
-        dtype=getattr(torch, config.dtype), impl=impl,
-    ).to(device)  # fmt: skip
-    sampler = Sampler(space, config, impl=impl)
+    learner, _, _ = build_learner(config, device, classes)
     ranks = _by_rank(config)
     with torch.no_grad():
         for rank, paths in enumerate(ranks):
@@ -198,9 +188,8 @@ def dearest_learner(config: SearchConfig, device: torch.device, classes: int) ->
                 for edge, operation in enumerate(rows):
                     # In a union all chosen ones share the gates.
                     height = 1 if config.mode == "union" else config.k - rank
-                    sampler.alpha[kind][edge, operation] = ALPHA_STEP * height
-    learner = Learner(config, net, sampler.to(device))
-    learner.weight_optimizer.buffers = [torch.zeros_like(p) for p in net.parameters()]
+                    learner.sampler.alpha[kind][edge, operation] = ALPHA_STEP * height
+    learner.weight_optimizer.buffers = [torch.zeros_like(p) for p in learner.net.parameters()]
     if learner.guidance.kind != "none":
         learner.guidance.judge(0.0, 1.0)
     return learner

@@ -18,6 +18,8 @@ from .rundir import write_atomically
 from .steps import Learner
 
 Result = TypeVar("Result")
+# 1.7 % of a core (EPYC, process memory); every epoch of a search has such a step.
+SEARCH_RATE_HZ = 1000.0
 
 
 def gpu_uuid_of(device: torch.device) -> str | None:
@@ -37,10 +39,11 @@ class Recording:
     Args:
         learner: whose phases are heard.
         device: whose memory is sampled: a GPU's by NVML, else this process's.
+        rate_hz: samples per second to aim for.
     """
 
-    def __init__(self, learner: Learner, device: torch.device) -> None:
-        self.learner, self.device = learner, device
+    def __init__(self, learner: Learner, device: torch.device, *, rate_hz: float = SEARCH_RATE_HZ) -> None:
+        self.learner, self.device, self.rate_hz = learner, device, rate_hz
         self._clock = PhaseClock()
         self._sampler: MemorySampler | None = None
         self._live: tuple[list[int], list[int]] = [], []
@@ -48,7 +51,8 @@ class Recording:
 
     def __enter__(self) -> Self:
         with suppress(ProfileError):
-            sampler = MemorySampler(gpu_uuid_of(self.device), library=native_library())
+            uuid = gpu_uuid_of(self.device)
+            sampler = MemorySampler(uuid, rate_hz=self.rate_hz, library=native_library())
             self._sampler = self._stack.enter_context(sampler)
         self.learner.passes.enter = self._clock.enter
         self._stack.callback(self._clock.close)

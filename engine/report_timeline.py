@@ -23,6 +23,7 @@ from .history import Floats, number_or_nan
 from .report_figures import BLUE, GREEN, INK, MIB, ORANGE, PAPER, PURPLE, RED, STYLE
 
 MAX_BYTES = 1 << 22
+MAX_MS, MAX_MEMORY_BYTES = 1e10, float(1 << 60)
 OTHER_COLOURS = (GREEN, PURPLE, RED, "#8a939d")
 # Forward is the lighter of a step's two; what is not named here takes the next of the others.
 COLOURS = {
@@ -115,13 +116,14 @@ def last_timeline(run_path: Path) -> TimelineFile | None:
 
 
 def _series(values: Mapping[str, Any], x_name: str, y_name: str) -> tuple[Floats, Floats]:
-    """Two columns of finite numbers of one length; empty where the file has none."""
+    """Two columns of numbers that a clock and a memory can show, of one length; empty where the file has none."""
     none = np.empty(0, dtype=np.float64)
     first, second = values.get(x_name), values.get(y_name)
     if not isinstance(first, list) or not isinstance(second, list) or len(first) != len(second):
         return none, none
     x, y = (np.array([number_or_nan(value) for value in column], dtype=np.float64) for column in (first, second))
-    return (x, y) if np.isfinite(x).all() and np.isfinite(y).all() else (none, none)
+    sound = ((x >= 0) & (x < MAX_MS)).all() and ((y >= 0) & (y < MAX_MEMORY_BYTES)).all()
+    return (x, y) if sound else (none, none)
 
 
 def _spans(value: object) -> tuple[tuple[str, float, float], ...]:

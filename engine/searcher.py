@@ -19,6 +19,7 @@ from ..profiles.device import process_rss_bytes
 from ..profiles.errors import BudgetError, ProfileError
 from ..profiles.room import ReadRoom
 from . import checkpoint, probe, rundir, schedule
+from .assembly import build_learner
 from .batches import Batch, Batches, dataset_fingerprint, split_halves
 from .config import SearchConfig
 from .data import load
@@ -30,18 +31,16 @@ from .evaluate import evaluate, genotype_paths
 from .genotype import Genotype
 from .guard import Descent, Forecast, Guard, context_bytes, room_of
 from .images import FolderImages
-from .implementation import device_of, resolve
+from .implementation import device_of
 from .progress import Progress
 from .recording import Recording
 from .report import write_report
 from .report_figures import SKIP_ALARM
 from .rundir import MetricsWriter, RunFolder
 from .rung import fewest_images
-from .sampler import Sampler
 from .signals import StopFlag
 from .space import space_named
-from .steps import AlphaResult, Learner, Moment, WeightResult
-from .supernet import SuperNet
+from .steps import AlphaResult, Moment, WeightResult
 from .tensorboard import TensorBoardWriter
 
 
@@ -114,14 +113,7 @@ class _Run:
 
         self.w_batches, self.alpha_batches = batches(w_indices, "w"), batches(alpha_indices, "alpha")
         self.fingerprint = dataset_fingerprint(dataset.labels, w_indices, alpha_indices)
-        self.impl, self.impl_note = impl, _ = resolve(config, device)
-        net = SuperNet(
-            self.space, channels=config.channels, layers=config.layers, stem=config.stem,
-            classes=self.num_classes, policy=config.policies if config.policy != "autograd" else ("autograd",),
-            layout=config.layout, seed=config.seed, dtype=self.dtype, impl=impl,
-        ).to(device)  # fmt: skip
-        self.graphs = config.graph and impl == "triton" and device.type == "cuda"
-        self.learner = Learner(config, net, Sampler(self.space, config, impl=impl).to(device), graphs=self.graphs)
+        self.learner, self.impl, self.impl_note = build_learner(config, device, self.num_classes)
         self.steps_per_epoch = self.w_batches.per_epoch
         self.total_steps = self.steps_per_epoch * config.epochs
         self.step, self.epoch_closed = 0, False
@@ -173,7 +165,11 @@ class _Run:
     def _guard(self, *, resumed: bool) -> Guard:
         config, device = self.config, self.device
         forecast = Forecast(
-            config, classes=self.num_classes, impl=self.impl, cuda=device.type == "cuda", graph=self.graphs
+            config,
+            classes=self.num_classes,
+            impl=self.impl,
+            cuda=device.type == "cuda",
+            graph=self.learner.graphs is not None,
         )
         self.probe_key = probe.key_of(config, device, self.impl)
         forecast.correction = max(1.0, probe.known_ratio(self.probe_key)) if config.budget else 1.0

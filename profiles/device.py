@@ -7,6 +7,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+from .errors import ProfileError
 from .nvml import GpuFacts, Gpus, Tenant, gpu_with_uuid, gpus, visible_gpus
 
 __all__ = [
@@ -44,11 +45,18 @@ def cpu_facts() -> CpuFacts:
     return CpuFacts(model, os.cpu_count() or 1, pages * PAGE_BYTES)
 
 
-def process_rss_bytes() -> int:
-    """Resident memory of this process now; its peak so far where the system has no /proc."""
-    statm = Path("/proc/self/statm")
-    if statm.exists():
+def process_rss_bytes(pid: int | None = None) -> int:
+    """Resident memory of a process now, this one by default; its peak so far where the system has no /proc.
+
+    Raises:
+        ProfileError: another process that is not there, or a system that does not tell.
+    """
+    statm = Path("/proc/self/statm" if pid is None else f"/proc/{pid}/statm")
+    try:
         return int(statm.read_text().split()[1]) * PAGE_BYTES
+    except (OSError, IndexError, ValueError):
+        if pid is not None:
+            raise ProfileError(f"no process {pid} whose memory can be read", next="ps -e lists them") from None
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)

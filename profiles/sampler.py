@@ -79,30 +79,33 @@ class MemorySampler:
     """Context manager that samples from entering to leaving; `timeline` holds the result then.
 
     Args:
-        gpu_uuid: of a GPU or a MIG instance; None samples this process's resident memory.
+        gpu_uuid: of a GPU or a MIG instance; None samples a process's resident memory.
+        pid: of another process, sampled by the Python thread; None for this one.
         rate_hz: samples per second to aim for.
         capacity: samples kept; the oldest are overwritten.
         library: the native library; None takes the Python thread.
 
     Raises:
-        ProfileError: on entering, NVML cannot be asked or has no such device.
+        ProfileError: on entering, NVML cannot be asked or has no such device, or there is no such process.
     """
 
     def __init__(
         self,
         gpu_uuid: str | None = None,
         *,
+        pid: int | None = None,
         rate_hz: float = RATE_HZ,
         capacity: int = CAPACITY,
         library: Path | None,
     ) -> None:
         assert rate_hz > 0 and capacity > 0
-        self._source = f"NVML {gpu_uuid}" if gpu_uuid else "process memory"
+        assert gpu_uuid is None or pid is None
+        self._source = f"NVML {gpu_uuid}" if gpu_uuid else "process memory" if pid is None else f"process {pid}"
         self._thread: _Thread
-        if library:
+        if library and pid is None:
             self._thread = _NativeThread(_load(library), gpu_uuid, rate_hz, capacity)
         else:
-            self._thread = _PythonThread(gpu_uuid, rate_hz, capacity)
+            self._thread = _PythonThread(gpu_uuid, pid, rate_hz, capacity)
         self._timeline: Timeline | None = None
 
     def __enter__(self) -> MemorySampler:
@@ -246,22 +249,30 @@ class _NativeThread:
 class _PythonThread:
     name = "Python thread"
 
-    def __init__(self, gpu_uuid: str | None, rate_hz: float, capacity: int) -> None:
-        self._gpu_uuid, self._period_s = gpu_uuid, 1 / rate_hz
+    def __init__(self, gpu_uuid: str | None, pid: int | None, rate_hz: float, capacity: int) -> None:
+        self._gpu_uuid, self._pid, self._period_s = gpu_uuid, pid, 1 / rate_hz
         self._samples: deque[tuple[int, int]] = deque(maxlen=capacity)
         self._written = self._drained = 0
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._stack = ExitStack()
-        self._read: Callable[[], int | None] = process_rss_bytes
+        self._read: Callable[[], int | None] = self._read_process
         self._worker = threading.Thread(target=self._run, name="memory sampler", daemon=True)
         self.peak_bytes = self.failures = 0
 
     def start(self) -> None:
         if self._gpu_uuid:
             self._read = self._stack.enter_context(UsedMemory(self._gpu_uuid)).read
+        else:
+            process_rss_bytes(self._pid)
         self._sample()
         self._worker.start()
+
+    def _read_process(self) -> int | None:
+        try:
+            return process_rss_bytes(self._pid)
+        except ProfileError:
+            return None
 
     def stop(self) -> None:
         self._stopping.set()

@@ -11,6 +11,7 @@ import numpy as np
 from msgdas.engine import schedule
 from msgdas.engine.config import SearchConfig, resolved_teacher
 from msgdas.engine.derive import derive, probabilities, skip_count
+from msgdas.engine.recipes import demo
 from msgdas.engine.rundir import METRICS, RunFolder
 from msgdas.engine.space import space_named
 
@@ -90,3 +91,12 @@ def write_run(path: Path, config: SearchConfig, steps_per_epoch: int = 16, epoch
     if epochs is None or epochs == config.epochs:
         folder.write_json("genotype.json", written[-1]["genotype"])
     return path
+
+
+SIZES = {"batch": 32, "epochs": 6, "warmup": 2, "limit": 512, "lr": 0.05, "alpha_lr": 6e-3}
+
+
+def small_demo(**overrides) -> SearchConfig:
+    """A configuration of the tests' own: it does not change with the recipe's values."""
+    mode = {} if "method" in overrides else {"mode": "subgraphs"}
+    return demo(**{**SIZES, **mode, **overrides})

@@ -1,0 +1,29 @@
+"""A search's learner, put together from its configuration."""
+
+from __future__ import annotations
+
+import torch
+
+from .config import SearchConfig
+from .implementation import Impl, resolve
+from .sampler import Sampler
+from .space import space_named
+from .steps import Learner
+from .supernet import SuperNet
+
+
+def build_learner(config: SearchConfig, device: torch.device, classes: int) -> tuple[Learner, Impl, str | None]:
+    """The learner on its device, what computes its cells, and why that is not the quickest (see `resolve`).
+
+    Raises:
+        ConfigError: where the implementation that was asked for cannot run.
+    """
+    impl, note = resolve(config, device)
+    space = space_named(config.space)
+    net = SuperNet(
+        space, channels=config.channels, layers=config.layers, stem=config.stem, classes=classes,
+        policy=config.policies if config.policy != "autograd" else ("autograd",), layout=config.layout,
+        seed=config.seed, dtype=getattr(torch, config.dtype), impl=impl,
+    ).to(device)  # fmt: skip
+    graphs = config.graph and impl == "triton" and device.type == "cuda"
+    return Learner(config, net, Sampler(space, config, impl=impl).to(device), graphs=graphs), impl, note
