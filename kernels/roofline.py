@@ -1,8 +1,8 @@
 """`python -m msgdas.kernels.roofline`: how long each launch should take on a GPU. Predictions, nothing is timed.
 
 A launch takes at least the longest of three times: its compulsory bytes over the memory's bandwidth, its FLOPs over
-the peak of what computes them, and the instructions of its tap loops over the issue rate. The dearest sample is
-assumed (every branch a 5x5 sep_conv), caches are ignored, and a launch's own latency is left out.
+the peak of what computes them, and the instructions of its tap loops (`budgets.json`) over the issue rate. The
+dearest sample is assumed (every branch a 5x5 sep_conv), caches are ignored, and a launch's own latency is left out.
 """
 
 from __future__ import annotations
@@ -11,12 +11,21 @@ import argparse
 import json
 from dataclasses import asdict, dataclass
 
+from . import budgets
+
 # NVIDIA H100 SXM5 (data sheet): 3.35 TB/s, 989 TFLOP/s dense bf16; issue rate 132 multiprocessors x 4 schedulers x
 # 32 lanes x 1.755 GHz.
 BANDWIDTH, TENSOR_FLOPS, ISSUE_RATE = 3.35e12, 989e12, 132 * 4 * 32 * 1.755e9
-# Instructions for one tap of one value (`python -m msgdas.kernels.aot`, sm_90, bf16).
-PER_TAP = 2.7
 TAPS = 25
+# Whose instructions for one tap of one value a launch is charged, the dearest form's on sm_90.
+TAP_LOOPS = {
+    "stage, first": ("stage_kernel", "per_tap"),
+    "stage, last": ("stage_kernel", "per_normalised_tap"),
+    "inner taps backward": ("inner_kernel", "per_tap"),
+    "pointwise weights": ("point_weights_kernel", "per_normalised_tap"),
+    "depthwise weights": ("tap_weights_kernel", "per_normalised_tap"),
+    "gather": ("gather_kernel", "per_tap"),
+}
 SHAPES = ((64, 16, 32), (64, 32, 16), (64, 64, 8), (128, 48, 28), (128, 96, 14), (128, 192, 7))
 
 
@@ -66,6 +75,8 @@ def costs(branches: int) -> dict[str, tuple[int, int, int]]:
 def predictions(branches: int = 4, bytes_per_value: int = 2) -> list[Prediction]:
     """Every launch on every shape of the two published settings (CIFAR at batch 64, ImageNet at batch 128)."""
     found = []
+    kernels = budgets.read()["kernels"]
+    per_tap = {name: kernels[kernel]["sm_90"][figure] for name, (kernel, figure) in TAP_LOOPS.items()}
     for batch, channels, side in SHAPES:
         values = batch * side * side * channels
         for kernel, (maps, products, loops) in costs(branches).items():
@@ -77,7 +88,7 @@ def predictions(branches: int = 4, bytes_per_value: int = 2) -> list[Prediction]
                     side,
                     1e6 * maps * values * bytes_per_value / BANDWIDTH,
                     1e6 * products * 2 * values * channels / TENSOR_FLOPS,
-                    1e6 * loops * values * TAPS * PER_TAP / ISSUE_RATE,
+                    1e6 * loops * values * TAPS * per_tap.get(kernel, 0.0) / ISSUE_RATE,
                 )
             )
     return found
