@@ -18,7 +18,7 @@ from .rundir import write_atomically
 from .steps import Learner
 
 Result = TypeVar("Result")
-# 1.7 % of a core (EPYC, process memory); every epoch of a search has such a step.
+# Takes some 2 % of a core (EPYC, process memory); the first step of every epoch is sampled.
 SEARCH_RATE_HZ = 1000.0
 
 
