@@ -70,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"msgdas {version('msgdas')}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     _add_search(commands)
+    _add_plan(commands)
     _add_show(commands)
     _add_profile(commands)
     doctor = commands.add_parser("doctor", help="what to paste in a bug report", allow_abbrev=False)
@@ -84,23 +85,46 @@ def _add_search(commands: Any) -> None:
         "search", help="search for a cell", allow_abbrev=False,
         description="Search for a cell. Values: a recipe's, those of --config over them, flags over both.",
     )  # fmt: skip
-    names = ", ".join(RECIPES)
-    search.add_argument("recipe", nargs="?", help=f"one of {names} (default: demo)")
-    search.add_argument("--config", type=Path, metavar="FILE.toml", help="a TOML file of configuration keys")
+    _add_configuration(search)
     search.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run folder")
     search.add_argument("--out", type=Path, metavar="RUN", help="the new run folder (default: runs/RECIPE-DATE)")
-    search.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key that --keys lists")
     search.add_argument("--keys", action="store_true", help="list all configuration keys and leave")
+    search.add_argument("--budget", metavar="SIZE", help="plan for 10GiB, 80%% or auto, then search")
+
+
+def _add_plan(commands: Any) -> None:
+    plan = commands.add_parser(
+        "plan", help="which K, batch and policy fit a device", allow_abbrev=False,
+        description="Predict memory and time for a device, which need not be here; k, batch, policy, mode and dtype "
+        "stay as they are given, the plan decides the others.",
+    )  # fmt: skip
+    _add_configuration(plan)
+    plan.add_argument("--dtype", default=argparse.SUPPRESS, metavar="{" + ",".join(choices("dtype")) + "}",
+                      help=FIELDS["dtype"].metadata["help"])  # fmt: skip
+    plan.add_argument("--gpu", metavar="NAME", help="as rtx-4090, or auto, or cpu (default: what is here)")
+    plan.add_argument(
+        "--budget", default="auto", metavar="SIZE", help="10GiB, 80%% or auto (default), all that is free"
+    )
+    plan.add_argument("--methods", default="", metavar="LIST", help="methods in the table (default: all)")
+    plan.add_argument("--out", type=Path, metavar="DIR", help="for plan.json and the chart (default: runs/plan)")
+    plan.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_configuration(command: Any) -> None:
+    """Recipe, file, keys and flags of a search's configuration."""
+    command.add_argument("recipe", nargs="?", help=f"one of {', '.join(RECIPES)} (default: demo)")
+    command.add_argument("--config", type=Path, metavar="FILE.toml", help="a TOML file of configuration keys")
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key that --keys lists")
     for name, field in FIELDS.items():
         if field.metadata["flag"]:
             if field.default is True:
-                search.add_argument(
+                command.add_argument(
                     f"--no-{name}", dest=name, action="store_const", const="false", default=argparse.SUPPRESS,
                     help="do not " + field.metadata["help"],
                 )  # fmt: skip
                 continue
             allowed = choices(name)
-            search.add_argument(
+            command.add_argument(
                 f"--{name.replace('_', '-')}", default=argparse.SUPPRESS,
                 metavar="{" + ",".join(allowed) + "}" if allowed else type(field.default).__name__.upper(),
                 help=field.metadata["help"].replace("%", "%%"),
@@ -139,6 +163,12 @@ def config_of(arguments: argparse.Namespace) -> SearchConfig:
     Raises:
         ConfigError: for the first thing that is wrong.
     """
+    recipe, overrides = _given(arguments)
+    return recipe_named(recipe)(**overrides)
+
+
+def _given(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """The recipe's name, and the keys that the user gave."""
     overrides: dict[str, Any] = read_toml(arguments.config) if arguments.config else {}
     recipe = overrides.pop("recipe", "demo")
     if not isinstance(recipe, str):
@@ -147,14 +177,14 @@ def config_of(arguments: argparse.Namespace) -> SearchConfig:
         )
     given = vars(arguments)
     for name in FIELDS:
-        if FIELDS[name].metadata["flag"] and name in given:
+        if name in given and name != "recipe":
             overrides[name] = parse_value(name, given[name])
     for text in arguments.set:
         name, equals, value = text.partition("=")
         if not equals:
             raise ConfigError("--set takes KEY=VALUE", got=text, allowed="KEY=VALUE", next="msgdas search --keys")
         overrides[name.strip()] = parse_value(name.strip(), value.strip())
-    return recipe_named(arguments.recipe or recipe)(**overrides)
+    return arguments.recipe or recipe, overrides
 
 
 def keys() -> str:
@@ -172,7 +202,7 @@ def _search(arguments: argparse.Namespace) -> str:
     if arguments.resume:
         given = vars(arguments)
         extra = [name for name in FIELDS if FIELDS[name].metadata["flag"] and name in given]
-        extra += [name for name in ("recipe", "config", "out", "set") if given[name]]
+        extra += [name for name in ("recipe", "config", "out", "set", "budget") if given[name]]
         if extra:
             raise ConfigError(
                 "--resume goes on with the run folder's own configuration", got=", ".join(extra),
@@ -182,9 +212,31 @@ def _search(arguments: argparse.Namespace) -> str:
 
         return summary(resume(arguments.resume))
     config = config_of(arguments)
+    if arguments.budget is None:
+        from .searcher import search, summary
+
+        return summary(search(config, out=arguments.out))
+    from .plan import plan_here
+    from .plan_text import as_dict, brief
     from .searcher import search, summary
 
-    return summary(search(config, out=arguments.out))
+    # What was planned for is kept while it runs.
+    config = dataclasses.replace(config, budget=arguments.budget)
+    made = plan_here(config, arguments.budget, pins=_given(arguments)[1])
+    print(brief(made), flush=True)
+    return summary(search(made.config, out=arguments.out, plan=as_dict(made)))
+
+
+def _plan(arguments: argparse.Namespace) -> str:
+    config = config_of(arguments)
+    # Processes may be forked only where nothing has used torch yet, see `plan_search`.
+    workers = 1 if "torch" in sys.modules else os.cpu_count() or 1
+    from .plan import plan
+
+    return plan(
+        config, pins=_given(arguments)[1], gpu=arguments.gpu, budget=arguments.budget, methods=arguments.methods,
+        out=arguments.out, as_json=arguments.json, workers=workers,
+    )  # fmt: skip
 
 
 def _show(arguments: argparse.Namespace) -> str:
@@ -228,7 +280,7 @@ def _doctor(arguments: argparse.Namespace) -> str:
     return doctor(as_json=arguments.json)
 
 
-COMMANDS = {"search": _search, "show": _show, "profile": _profile, "doctor": _doctor}
+COMMANDS = {"search": _search, "plan": _plan, "show": _show, "profile": _profile, "doctor": _doctor}
 
 
 def _share_processors() -> None:

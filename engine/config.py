@@ -105,7 +105,9 @@ class SearchConfig:
     alpha_weight_decay: float = key(1e-3, "Adam's weight decay on alpha (DARTS: 1e-3)", flag=False)
 
     policy: str = key("min", "kept activations: all, bn, nodes or min; one, or one per cell joined by commas")
-    budget: str = key("", "memory that the search may take: 10GiB, 80% of the device, or auto for all that is free")
+    budget: str = key(
+        "", "memory that the search may take: 10GiB, 80% of the device, or auto for all that is free", flag=False
+    )
     layout: Literal["nhwc", "nchw"] = key("nhwc", "layout of the plain-autograd path", flag=False)
     device: str = key("auto", "auto, cpu or cuda")
     impl: Literal["auto", "triton", "native", "reference"] = key(

@@ -5,6 +5,8 @@ Every message is one line and says what is wrong, what was got, what is allowed 
 
 from __future__ import annotations
 
+from ..profiles.errors import one_line
+
 
 class EngineError(Exception):
     """A fault the user can mend; cli.py prints it in one line and exits with the class's code.
@@ -17,15 +19,7 @@ class EngineError(Exception):
     """
 
     def __init__(self, what: str, *, got: object = None, allowed: str = "", next: str = "") -> None:
-        parts = [what]
-        if got is not None:
-            parts.append(f"got {got}")
-        if allowed:
-            parts.append(f"allowed {allowed}")
-        message = "; ".join(parts)
-        if next:
-            message = f"{message}. Next: {next}"
-        super().__init__(" ".join(message.split()))
+        super().__init__(one_line(what, got=got, allowed=allowed, next=next))
 
 
 class ConfigError(EngineError):

@@ -13,6 +13,16 @@ from .errors import ConfigError
 Impl = Literal["triton", "native", "reference"]
 
 
+def device_of(config: SearchConfig) -> torch.device:
+    """The device that `auto` stands for, or the one asked for if it is there."""
+    available = torch.cuda.is_available()
+    if config.device == "auto":
+        return torch.device("cuda" if available else "cpu")
+    if config.device.startswith("cuda") and not available:
+        raise ConfigError("no CUDA device can be used", got=config.device, allowed="cpu, auto", next="--device cpu")
+    return torch.device(config.device)
+
+
 def resolve(config: SearchConfig, device: torch.device) -> tuple[Impl, str | None]:
     """The implementation, and one line on why it is not the quickest where `auto` had to fall back.
 

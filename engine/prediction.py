@@ -7,6 +7,7 @@ kept activations and all. Shape suffixes: E edges, K ranks, O operations.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ Impl = Literal["triton", "native", "reference"]
 PRIME_BATCH = 97
 # Side and channels of the maps on which operations are compared; their order is that of any others.
 COMPARED_SIDE, COMPARED_CHANNELS, COMPARED_BATCH = 16, 16, 4
+
+STEPS = [Run("state"), Run("weight"), Run("alpha"), Run("weight")]
 
 
 @dataclass(frozen=True)
@@ -96,14 +99,13 @@ class SearchProbe:
 
     def held(self, trace: Trace) -> tuple[Peak, int]:
         """The peak of a trace, and what the device's allocator holds for it at most; on a CPU the peak itself."""
-        order = [Run("state"), Run("weight"), Run("alpha"), Run("weight")]
-        peak = trace.peak(order)
-        if not self.target.cuda:
-            return peak, peak.bytes
-        return peak, trace.reserve(self._order() if self.target.graph else order).reserved_bytes
+        peak = trace.peak(STEPS)
+        return peak, trace.reserve(self.order()).reserved_bytes if self.target.cuda else peak.bytes
 
-    def _order(self) -> list[Run]:
-        """Captured steps, each kind after one that is not (see `graph`), beside the graphs that exist already."""
+    def order(self) -> list[Run]:
+        """Steps as they happen; captured ones each after one that is not, beside the graphs that exist already."""
+        if not self.target.graph:
+            return STEPS
         return [
             Run("state"), Run("weight"), Run("weight", "graph", True), Run("alpha"), Run("alpha", "graph", True),
         ]  # fmt: skip
@@ -209,15 +211,17 @@ def dearest(space: SearchSpace, config: SearchConfig) -> Choice:
     Dear is what keeps the most under ordinary autograd, `none` the least. Sub-graphs exclude each other: the n-th
     takes the n-th dearest.
     """
-    order = {stride: _by_cost(space, stride) for stride in (1, 2)}
-    taken = {spec.kind: tuple(tuple(order[edge.stride][: config.k]) for edge in spec.edges) for spec in space.cells}
+    order = {stride: _by_cost(space.name, stride) for stride in (1, 2)}
+    taken = {spec.kind: tuple(order[edge.stride][: config.k] for edge in spec.edges) for spec in space.cells}
     if config.mode == "union":
         return [taken]
     return [{kind: tuple((row[n],) for row in rows) for kind, rows in taken.items()} for n in range(config.k)]
 
 
-def _by_cost(space: SearchSpace, stride: int) -> list[int]:
+@functools.cache
+def _by_cost(space_name: str, stride: int) -> tuple[int, ...]:
     """Numbers of the operations, dearest first."""
+    space = space_named(space_name)
     costs = []
     for name in space.operations:
         operation = operation_at(TABLES[space.name], name, stride)
@@ -234,7 +238,7 @@ def _by_cost(space: SearchSpace, stride: int) -> list[int]:
             trace = recorder.trace()
         del y
         costs.append(0 if name == ZERO else trace.peak([Run("one")]).bytes)
-    return sorted(range(len(costs)), key=lambda number: (-costs[number], number))
+    return tuple(sorted(range(len(costs)), key=lambda number: (-costs[number], number)))
 
 
 def inclusion(sampler: Sampler, tau: float, draws: int) -> dict[str, Tensor]:

@@ -21,8 +21,8 @@ from typing import Any
 from .config import SearchConfig, from_json
 from .errors import RunFolderError
 
-CONFIG, ENVIRONMENT, METRICS, GENOTYPE, PROBE, LOCK = (
-    "config.json", "environment.json", "metrics.jsonl", "genotype.json", "probe.json", "LOCK",
+CONFIG, ENVIRONMENT, METRICS, GENOTYPE, PLAN, PROBE, LOCK = (
+    "config.json", "environment.json", "metrics.jsonl", "genotype.json", "plan.json", "probe.json", "LOCK",
 )  # fmt: skip
 
 

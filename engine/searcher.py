@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,12 +61,16 @@ class SearchResult:
     peak_bytes: int
 
 
-def search(config: SearchConfig, *, out: Path | None = None, read_room: ReadRoom | None = None) -> SearchResult:
+def search(
+    config: SearchConfig, *, out: Path | None = None, plan: Mapping[str, Any] | None = None,
+    read_room: ReadRoom | None = None,
+) -> SearchResult:  # fmt: skip
     """Search from the start, in a new run folder (runs/RECIPE-DATE by default).
 
     Args:
         config: what to search, and how.
         out: the new run folder.
+        plan: kept there as plan.json, where the configuration comes from one.
         read_room: tells the memory that `config.budget` is held against; the device's own by default.
 
     Raises:
@@ -76,6 +80,8 @@ def search(config: SearchConfig, *, out: Path | None = None, read_room: ReadRoom
     device = device_of(config)
     folder = RunFolder.create(out or rundir.default_path(config.recipe), config, environment())
     with folder.lock(), room_of(device) as own_room:
+        if plan is not None:
+            folder.write_json(rundir.PLAN, dict(plan))
         return _Run(folder, device, read_room or own_room).run(None)
 
 

@@ -77,7 +77,7 @@ class CachingAllocator:
     def __init__(self, cap_bytes: int | None = None) -> None:
         self.cap_bytes = cap_bytes
         self.requested_bytes = self.allocated_bytes = self.reserved_bytes = self.retries = 0
-        self._peaks = (0, 0, 0)
+        self._most_requested_bytes = self._most_allocated_bytes = self._most_reserved_bytes = 0
         self._used: dict[Hashable, _Block] = {}
         # (size, address, block) in order, for each pool and size class.
         self._free: dict[tuple[str, bool], list[tuple[int, int, _Block]]] = {}
@@ -86,7 +86,8 @@ class CachingAllocator:
     @property
     def peaks(self) -> Peaks:
         """The most so far."""
-        return Peaks(*self._peaks, self.retries)
+        most = (self._most_requested_bytes, self._most_allocated_bytes, self._most_reserved_bytes)
+        return Peaks(*most, self.retries)
 
     def allocate(self, key: Hashable, size_bytes: int, pool: str = "") -> None:
         """Take a block; nothing at all for zero bytes, as in PyTorch.
@@ -105,12 +106,12 @@ class CachingAllocator:
         self._used[key] = block
         self.requested_bytes += size_bytes
         self.allocated_bytes += block.size_bytes
-        requested_bytes, allocated_bytes, reserved_bytes = self._peaks
-        self._peaks = (
-            max(requested_bytes, self.requested_bytes),
-            max(allocated_bytes, self.allocated_bytes),
-            max(reserved_bytes, self.reserved_bytes),
-        )
+        if self.requested_bytes > self._most_requested_bytes:
+            self._most_requested_bytes = self.requested_bytes
+        if self.allocated_bytes > self._most_allocated_bytes:
+            self._most_allocated_bytes = self.allocated_bytes
+        if self.reserved_bytes > self._most_reserved_bytes:
+            self._most_reserved_bytes = self.reserved_bytes
 
     def free(self, key: Hashable) -> None:
         """Return a block to its pool, merged with unused neighbours; unknown keys are those of zero bytes."""
@@ -195,7 +196,7 @@ class CachingAllocator:
 
 def round_size(size_bytes: int) -> int:
     """The size of the block that serves a request."""
-    return max(MIN_BLOCK_BYTES, -(-size_bytes // MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES)
+    return -(-size_bytes // MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES or MIN_BLOCK_BYTES
 
 
 def segment_size(rounded_bytes: int) -> int:

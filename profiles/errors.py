@@ -3,6 +3,17 @@
 from __future__ import annotations
 
 
+def one_line(what: str, *, got: object = None, allowed: str = "", next: str = "") -> str:
+    """A message for people: what is wrong, what was got, what is allowed, what to do next; parts may be missing."""
+    parts = [what]
+    if got is not None:
+        parts.append(f"got {got}")
+    if allowed:
+        parts.append(f"allowed {allowed}")
+    message = "; ".join(parts)
+    return " ".join((f"{message}. Next: {next}" if next else message).split())
+
+
 class ProfileError(Exception):
     """A device, a name, a size or a folder that cannot be used.
 
@@ -14,15 +25,7 @@ class ProfileError(Exception):
     """
 
     def __init__(self, what: str, *, got: object = None, allowed: str = "", next: str = "") -> None:
-        parts = [what]
-        if got is not None:
-            parts.append(f"got {got}")
-        if allowed:
-            parts.append(f"allowed {allowed}")
-        message = "; ".join(parts)
-        if next:
-            message = f"{message}. Next: {next}"
-        super().__init__(" ".join(message.split()))
+        super().__init__(one_line(what, got=got, allowed=allowed, next=next))
 
 
 class BudgetError(ProfileError):

@@ -8,15 +8,18 @@ has to be declared.
 
 from __future__ import annotations
 
+import functools
 import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -41,6 +44,8 @@ class Work(NamedTuple):
     flops: int
 
 
+# Storages by number, see `Section.events`.
+Events = NDArray[np.int64]
 Call = tuple[Sequence[Any], Mapping[str, Any]]
 # Sizes in bytes of what an operator has alive inside at most, and its work where its arguments do not tell.
 Scratch = Callable[[Any, Call], tuple[int, ...]]
@@ -114,36 +119,39 @@ class Trace:
     sizes_bytes: tuple[int, ...]
     categories: tuple[str, ...]
     sections: Mapping[str, Section]
+    # What `_play` found, by order; the same for every batch.
+    _plays: dict[tuple[Run, ...], list[Events]] = field(default_factory=dict, compare=False, repr=False)
 
     def peak(self, order: Sequence[Run]) -> Peak:
         """The peak of sections that run in this order, each as often as it is named."""
-        live = top = 0
-        top_at = -1
-        steps = list(self._play(order))
-        for number, (_, serial, born) in enumerate(steps):
-            live += self.sizes_bytes[serial] if born else -self.sizes_bytes[serial]
-            if live > top:
-                top, top_at = live, number
-        split = dict.fromkeys(CATEGORIES, 0)
-        section = order[0].section
-        for run, serial, born in steps[: top_at + 1]:
-            split[self.categories[serial]] += self.sizes_bytes[serial] if born else -self.sizes_bytes[serial]
-            section = order[run].section
-        return Peak(top, section, split)
+        plays = self._play(tuple(order))
+        events = np.concatenate(plays)
+        if not len(events):
+            return Peak(0, order[0].section, dict.fromkeys(CATEGORIES, 0))
+        serials, signs = np.abs(events) - 1, np.sign(events)
+        sizes = np.asarray(self.sizes_bytes, dtype=np.int64)[serials] * signs
+        live = np.cumsum(sizes)
+        top = int(np.argmax(live))
+        codes = np.array([CATEGORIES.index(name) for name in self.categories])[serials[: top + 1]]
+        split = {name: int(sizes[: top + 1][codes == code].sum()) for code, name in enumerate(CATEGORIES)}
+        ends = np.cumsum([len(play) for play in plays])
+        return Peak(int(live[top]), order[int(np.searchsorted(ends, top, side="right"))].section, split)
 
-    def reserve(self, order: Sequence[Run]) -> Reserved:
-        """What PyTorch's CUDA allocator reserves for the same order (see `allocator`)."""
-        allocator = CachingAllocator()
-        current = -1
-        for run, serial, born in self._play(order):
-            if run != current:
-                current = run
-                if order[run].fresh:
-                    allocator.empty_cache()
-            if born:
-                allocator.allocate(serial, self.sizes_bytes[serial], order[run].pool)
-            else:
-                allocator.free(serial)
+    def reserve(self, order: Sequence[Run], *, cap_bytes: int | None = None) -> Reserved:
+        """What PyTorch's CUDA allocator reserves for the same order (see `allocator`).
+
+        Raises:
+            BudgetError: it does not fit under the cap.
+        """
+        allocator, sizes = CachingAllocator(cap_bytes), self.sizes_bytes
+        for run, events in zip(order, self._play(tuple(order)), strict=True):
+            if run.fresh:
+                allocator.empty_cache()
+            for event in events.tolist():
+                if event > 0:
+                    allocator.allocate(event, sizes[event - 1], run.pool)
+                else:
+                    allocator.free(-event)
         peaks = allocator.peaks
         return Reserved(peaks.allocated_bytes, peaks.reserved_bytes)
 
@@ -156,30 +164,33 @@ class Trace:
         """
         sizes = tuple(size // batch * to if size % batch == 0 else size for size in self.sizes_bytes)
         sections = {name: section.scaled(batch, to) for name, section in self.sections.items()}
-        return Trace(sizes, self.categories, sections)
+        return Trace(sizes, self.categories, sections, self._plays)
 
-    def _play(self, order: Sequence[Run]) -> Iterator[tuple[int, int, bool]]:
-        """(number of the run, storage, whether it is born) for each event.
+    def _play(self, order: tuple[Run, ...]) -> list[Events]:
+        """The events of each run.
 
         A section that runs again first ends what its last run left alive: the second step replaces the gradients of
         the first. Ends of storages that are gone already are passed over.
         """
+        if order in self._plays:
+            return self._plays[order]
         alive: set[int] = set()
-        for number, run in enumerate(order):
+        plays: list[Events] = []
+        for run in order:
             events = self.sections[run.section].events
+            played = [-event for event in events if event in alive]
+            alive.difference_update(-event for event in played)
             for event in events:
-                if event > 0 and event - 1 in alive:
-                    alive.remove(event - 1)
-                    yield number, event - 1, False
-            for event in events:
-                serial = abs(event) - 1
                 if event > 0:
-                    alive.add(serial)
-                elif serial in alive:
-                    alive.remove(serial)
+                    alive.add(event)
+                elif -event in alive:
+                    alive.remove(-event)
                 else:
                     continue
-                yield number, serial, event > 0
+                played.append(event)
+            plays.append(np.array(played, dtype=np.int64))
+        self._plays[order] = plays
+        return plays
 
     def work(self, sections: Iterable[str]) -> Counter[Work]:
         """The launches of some sections, equal ones counted together."""
@@ -264,6 +275,8 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self._notice_backward()
+        if _is_view(func):
+            return func(*args, **kwargs)
         if self._in_backward and func is _ADD and _engine_adds():
             func = _ADD_
         key = signature(func, args, kwargs)
@@ -320,6 +333,13 @@ class Recorder(TorchDispatchMode):
     def _end(self, key: int, serial: int) -> None:
         del self._serials[key]
         self._events.append(-serial - 1)
+
+
+@functools.cache
+def _is_view(func: Any) -> bool:
+    """Whether an operator only looks at storages that were there; `lift_fresh` is the first to see a new one."""
+    returns = [returned.alias_info for returned in func._schema.returns]
+    return bool(returns) and all(a is not None and not a.is_write for a in returns) and "lift" not in func._schema.name
 
 
 def _engine_adds() -> bool:

@@ -1,0 +1,135 @@
+"""A plan as text for the terminal and as JSON for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from ..profiles.errors import in_words
+from ..profiles.planner import MARGIN, Setting
+from ..profiles.predictor import CATEGORIES, Prediction
+from .method import method_named
+from .planning import Row, SearchPlan
+
+MIB = 1 << 20
+SHORT = {"parameters": "param", "gradients": "grad", "optimizer": "optim", "images": "image", "kept": "kept",
+         "transient": "transient"}  # fmt: skip
+
+
+def brief(made: SearchPlan) -> str:
+    """The plan in three lines."""
+    setting, found = made.plan.setting, made.plan.prediction
+    return "\n".join(
+        (
+            f"plan: K={setting.k}, batch {setting.batch}, policy {short_policy(setting.policy)}, mode {setting.mode}, "
+            f"{setting.dtype} on {made.machine.name}",
+            f"predicted: {in_words(found.needed_bytes)} of {in_words(made.budget_bytes)} ({MARGIN:.0%} stay free), "
+            f"at most {found.samples_per_s:,.0f} images/s",
+            f"why: {'; '.join(made.plan.why)}",
+        )
+    )
+
+
+def text(made: SearchPlan, pictures: dict[str, str], trouble: str | None = None) -> str:
+    """All that `msgdas plan` prints."""
+    lines = [
+        f"{made.machine.name}: {in_words(made.machine.memory_bytes)}, {in_words(made.machine.free_bytes)} free; "
+        f"budget {made.budget} = {in_words(made.budget_bytes)}, {MARGIN:.0%} of it stay free",
+        *(f"note: {note}" for note in made.machine.notes),
+    ]
+    if made.rows:
+        lines += ["", *_table(made), ""]
+    lines += [brief(made), f"with it: {command(made)}"]
+    if pictures:
+        lines.append(f"pictures: {', '.join(pictures.values())}")
+    if trouble is not None:
+        lines.append(f"no pictures: {trouble}; --out DIR")
+    return "\n".join(lines)
+
+
+def command(made: SearchPlan) -> str:
+    """What searches with the plan."""
+    setting, given = made.plan.setting, method_named(made.config.method).fixed
+    words = [f"--{name} {getattr(setting, name)}" for name in ("k", "batch", "policy", "mode") if name not in given]
+    return " ".join(["msgdas search", made.config.recipe, *words])
+
+
+def _table(made: SearchPlan) -> Iterator[str]:
+    setting = made.rows[0].setting
+    yield (
+        f"peak of a whole step (W and alpha, {made.target.impl} cells) in MiB at batch {setting.batch}, "
+        f"{setting.dtype}, and what it is made of; predicted, not measured"
+    )
+    head = [SHORT[name] for name in CATEGORIES] + ["pools", "context", "peak", "max batch", "images/s"]
+    yield f"{'method':7}{'mode':11}{'K':>2} {'policy':8}" + "".join(f"{word:>10}" for word in head)
+    before: tuple[Any, ...] = ()
+    for row in made.rows:
+        group = (row.method, row.setting.mode, row.setting.k)
+        names = ("", "", "") if group == before else group
+        before = group
+        yield f"{names[0]:7}{names[1]:11}{names[2]!s:>2} {row.setting.policy:8}" + _numbers(row, made)
+    yield f"pools: segments, rounding{' and graphs' if made.target.graph else ''} of the allocator beyond the tensors"
+    yield "context: what a process takes beside its tensors" + (
+        ", and libraries' workspaces; assumed until measured" if made.machine.cuda else ""
+    )
+    yield "images/s: at most, from bytes and operations at the device's peaks; *: above the budget"
+
+
+def _numbers(row: Row, made: SearchPlan) -> str:
+    found = row.prediction
+    sizes = [*(found.peak.split_bytes[name] for name in CATEGORIES), found.allocator_bytes - found.peak.bytes,
+             found.context_bytes + found.workspace_bytes]  # fmt: skip
+    above = "*" if found.needed_bytes > made.limit_bytes else ""
+    batch = "-" if row.largest_batch is None else f"{row.largest_batch:,}"
+    if row.largest_batch == made.most_batch:
+        batch = f"{batch}+"
+    return (
+        "".join(f"{size / MIB:>10,.1f}" for size in sizes)
+        + f"{f'{found.needed_bytes / MIB:,.1f}{above}':>10}{batch:>10}{found.samples_per_s:>10,.0f}"
+    )
+
+
+def short_policy(policy: str) -> str:
+    """`min,min,all` as `min x2, all`."""
+    parts = policy.split(",")
+    if len(set(parts)) == 1:
+        return parts[0]
+    groups: list[list[str]] = []
+    for part in parts:
+        if groups and groups[-1][0] == part:
+            groups[-1].append(part)
+        else:
+            groups.append([part])
+    return ", ".join(group[0] if len(group) == 1 else f"{group[0]} x{len(group)}" for group in groups)
+
+
+def as_dict(made: SearchPlan) -> dict[str, Any]:
+    """The plan for programs: sizes in bytes, times in seconds."""
+    return {
+        "machine": {
+            "name": made.machine.name, "cuda": made.machine.cuda, "memory_bytes": made.machine.memory_bytes,
+            "free_bytes": made.machine.free_bytes, "notes": list(made.machine.notes),
+        },
+        "budget": str(made.budget), "budget_bytes": made.budget_bytes, "margin": MARGIN,
+        "impl": made.target.impl, "graph": made.target.graph,
+        "plan": {**_setting(made.plan.setting), **_prediction(made.plan.prediction), "why": list(made.plan.why)},
+        "rows": [
+            {"method": row.method, **_setting(row.setting), **_prediction(row.prediction),
+             "largest_batch": row.largest_batch}
+            for row in made.rows
+        ],
+    }  # fmt: skip
+
+
+def _setting(setting: Setting) -> dict[str, Any]:
+    return dataclasses.asdict(setting)
+
+
+def _prediction(found: Prediction) -> dict[str, Any]:
+    return {
+        "needed_bytes": found.needed_bytes, "peak_bytes": found.peak.bytes, "phase": found.peak.section,
+        "split_bytes": dict(found.peak.split_bytes), "allocator_bytes": found.allocator_bytes,
+        "context_bytes": found.context_bytes, "workspace_bytes": found.workspace_bytes, "step_s": found.step_s,
+        "samples_per_s": found.samples_per_s,
+    }  # fmt: skip
