@@ -55,13 +55,3 @@ def _why_not_triton(config: SearchConfig, device: torch.device) -> str | None:
     if config.policy == "autograd":
         return "policy autograd is the plain path"
     return backend.why_not_triton(device)
-
-
-def device_of(config: SearchConfig) -> torch.device:
-    """The device that `auto` stands for, or the one asked for if it is there."""
-    available = torch.cuda.is_available()
-    if config.device == "auto":
-        return torch.device("cuda" if available else "cpu")
-    if config.device.startswith("cuda") and not available:
-        raise ConfigError("no CUDA device can be used", got=config.device, allowed="cpu, auto", next="--device cpu")
-    return torch.device(config.device)
