@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..profiles.errors import in_words
@@ -19,20 +19,21 @@ SHORT = {"parameters": "param", "gradients": "grad", "optimizer": "optim", "imag
 
 def brief(made: SearchPlan) -> str:
     """The plan in three lines."""
+    return "\n".join((*_decided(made), f"why: {'; '.join(made.plan.why)}"))
+
+
+def _decided(made: SearchPlan) -> tuple[str, str]:
     setting, found = made.plan.setting, made.plan.prediction
-    return "\n".join(
-        (
-            f"plan: K={setting.k}, batch {setting.batch}, policy {short_policy(setting.policy)}, mode {setting.mode}, "
-            f"{setting.dtype} on {made.machine.name}",
-            f"predicted: {in_words(found.needed_bytes)} of {in_words(made.budget_bytes)} ({MARGIN:.0%} stay free), "
-            f"at most {found.samples_per_s:,.0f} images/s",
-            f"why: {'; '.join(made.plan.why)}",
-        )
+    return (
+        f"plan: K={setting.k}, batch {setting.batch}, policy {short_policy(setting.policy)}, mode {setting.mode}, "
+        f"{setting.dtype} on {made.machine.name}",
+        f"predicted: {in_words(found.needed_bytes)} of {in_words(made.budget_bytes)} ({MARGIN:.0%} stay free), "
+        f"at most {found.samples_per_s:,.0f} images/s",
     )
 
 
-def text(made: SearchPlan, pictures: dict[str, str], trouble: str | None = None) -> str:
-    """All that `msgdas plan` prints."""
+def text(made: SearchPlan, files: Mapping[str, str]) -> str:
+    """All that `msgdas plan` prints; `files` are those it wrote, by kind."""
     lines = [
         f"{made.machine.name}: {in_words(made.machine.memory_bytes)}, {in_words(made.machine.free_bytes)} free; "
         f"budget {made.budget} = {in_words(made.budget_bytes)}, {MARGIN:.0%} of it stay free",
@@ -40,19 +41,25 @@ def text(made: SearchPlan, pictures: dict[str, str], trouble: str | None = None)
     ]
     if made.rows:
         lines += ["", *_table(made), ""]
-    lines += [brief(made), f"with it: {command(made)}"]
-    if pictures:
-        lines.append(f"pictures: {', '.join(pictures.values())}")
-    if trouble is not None:
-        lines.append(f"no pictures: {trouble}; --out DIR")
+    lines += [
+        *_decided(made),
+        *(f"why: {reason}" for reason in made.plan.why),
+        f"to search with it: msgdas search with the same options and {_flags(made)}",
+    ]
+    setting = made.plan.setting
+    wanted = made.rows[0].setting.batch if made.rows else setting.batch
+    if setting.batch != wanted:
+        lines.append(f"note: learning rates are the recipe's, for batch {wanted}; --batch {wanted} keeps it")
+    lines.append(f"files: {', '.join(files.values())}")
     return "\n".join(lines)
 
 
-def command(made: SearchPlan) -> str:
-    """What searches with the plan."""
-    setting, given = made.plan.setting, method_named(made.config.method).fixed
-    words = [f"--{name} {getattr(setting, name)}" for name in ("k", "batch", "policy", "mode") if name not in given]
-    return " ".join(["msgdas search", made.config.recipe, *words])
+def _flags(made: SearchPlan) -> str:
+    """The plan as options of `msgdas search`, without those that the method fixes."""
+    setting, fixed = made.plan.setting, method_named(made.config.method).fixed
+    return " ".join(
+        f"--{name} {getattr(setting, name)}" for name in ("k", "batch", "policy", "mode") if name not in fixed
+    )
 
 
 def _table(made: SearchPlan) -> Iterator[str]:

@@ -98,15 +98,17 @@ def parse(text: str) -> Budget:
         return Budget()
     match = _TEXT.fullmatch(text)
     if not match:
-        raise ProfileError("a budget that cannot be read", got=repr(text[:40]), allowed=ALLOWED)
+        raise ProfileError("a budget that cannot be read", got=repr(text[:40]), allowed=ALLOWED, next="--budget auto")
     number, unit = Decimal(match[1]), match[2]
     if unit == "%":
         if not 0 < number <= 100:
-            raise ProfileError("a share of a device's memory", got=repr(text), allowed="above 0% and at most 100%")
+            raise ProfileError(
+                "a share of a device's memory", got=repr(text), allowed="above 0% and at most 100%", next="--budget 80%"
+            )
         return Budget(percent=number)
     size_bytes = int(number * _unit_bytes(text, match[1], unit))
     if not size_bytes:
-        raise ProfileError("a budget of nothing", got=repr(text), allowed=ALLOWED)
+        raise ProfileError("a budget of nothing", got=repr(text), allowed=ALLOWED, next="--budget auto")
     return Budget(size_bytes=size_bytes)
 
 

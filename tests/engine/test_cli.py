@@ -170,7 +170,6 @@ def test_a_plan_prints_its_table_and_writes_its_chart(capsys, tmp_path):
     assert "Tesla T4: 15.00 GiB" in text and "plan: K=2" in text and "K=2: given" in text
     assert all(f"\n{method}" in text for method in ("msg", "darts", "gdas"))
     assert {path.name for path in tmp_path.iterdir()} == {"plan.json", "plan.png", "plan.svg"}
-    assert max(map(len, text.splitlines())) < 200
 
 
 def test_a_plan_for_programs(capsys, tmp_path):
@@ -185,7 +184,7 @@ def test_a_plan_for_programs(capsys, tmp_path):
 
 def test_a_search_within_a_budget_keeps_its_plan(capsys, tmp_path):
     run = tmp_path / "run"
-    words = ["search", *SMALL, "--budget", "1GiB", "--batch", "8", "--k", "2", "--limit", "16", "--epochs", "1",
+    words = ["search", *SMALL, "--budget", "6GiB", "--batch", "8", "--k", "2", "--limit", "16", "--epochs", "1",
              "--warmup", "0", "--device", "cpu", "--set", "eval_images=8", "--out", str(run)]  # fmt: skip
     assert main(words) == 0
     assert capsys.readouterr().out.startswith("plan: K=2, batch 8")
