@@ -167,7 +167,6 @@ class Guard:
         forecast: of its steps.
         budget: as the user wrote it, None for none: then only memory that runs out takes it down.
         read_room: the device's memory now.
-        held_bytes: what the search's allocator holds now.
         fewest: images of a micro-batch at least (see `rung.fewest_images`).
         context_bytes: what the driver took for this process, outside the allocator.
         say: told of each descent, after it was taken.
@@ -178,16 +177,16 @@ class Guard:
 
     def __init__(
         self, learner: Learner, forecast: Forecast, budget: Budget | None, read_room: ReadRoom, *,
-        held_bytes: Callable[[], int], fewest: int, say: Callable[[Descent], None], context_bytes: int = 0,
+        fewest: int, say: Callable[[Descent], None], context_bytes: int = 0,
         resumed: bool = False,
     ) -> None:  # fmt: skip
         self.learner, self.forecast, self.budget, self.say = learner, forecast, budget, say
         self.fewest, self.context_bytes = fewest, context_bytes
-        self._read_room, self._held_bytes = read_room, held_bytes
+        self._read_room = read_room
         self._measured: dict[Rung, int] = {}
         self._device = learner.net.classifier.weight.device
         room = read_room()
-        could_have = min(room.total_bytes, room.free_bytes + held_bytes() + context_bytes)
+        could_have = min(room.total_bytes, room.free_bytes + self._held_bytes() + context_bytes)
         ask = Budget() if budget is None else budget
         take = ask.asked_bytes if resumed else ask.bytes_on
         # `auto` is what is free, now and later; a share is of the whole device.
@@ -210,10 +209,20 @@ class Guard:
         """The most that a step on this rung is known or predicted to hold."""
         return max(self.forecast.bytes(rung), self._measured.get(rung, 0))
 
-    def measured(self, held_bytes: int) -> None:
-        """Take note of what a step on this rung really held at its peak."""
+    def measured(self, step_bytes: int) -> None:
+        """Take note of a step's measured peak: images and all that lived in it but not between steps."""
         rung = self.learner.rung
+        if self._device.type == "cuda":
+            held_bytes = torch.cuda.max_memory_reserved(self._device)
+        else:
+            held_bytes = self.learner.state_bytes() + step_bytes
         self._measured[rung] = max(held_bytes, self._measured.get(rung, 0))
+
+    def _held_bytes(self) -> int:
+        """What the search's allocator holds now."""
+        if self._device.type == "cuda":
+            return torch.cuda.memory_reserved(self._device)
+        return self.learner.state_bytes()
 
     def before_step(self) -> None:
         """Step down as far as the step to come needs it.

@@ -109,12 +109,12 @@ class _Run:
         dataset = load(config)
         w_indices, alpha_indices = split_halves(dataset.labels, seed=config.seed, limit=config.limit)
         self.num_classes = len(dataset.classes)
-        self.dtype = getattr(torch, config.dtype)
 
         def batches(indices: torch.Tensor, stream: str) -> Batches:
             return Batches(
                 dataset, indices, batch=config.batch, seed=config.seed, stream=stream, augment=config.augment,
-                cutout=config.cutout, dtype=self.dtype, prefetch=isinstance(dataset, FolderImages),
+                cutout=config.cutout, dtype=getattr(torch, config.dtype),
+                prefetch=isinstance(dataset, FolderImages),
             )  # fmt: skip
 
         self.w_batches, self.alpha_batches = batches(w_indices, "w"), batches(alpha_indices, "alpha")
@@ -123,8 +123,7 @@ class _Run:
         self.steps_per_epoch = self.w_batches.per_epoch
         self.total_steps = self.steps_per_epoch * config.epochs
         self.step, self.epoch_closed = 0, False
-        # Number of the step that is being taken, or of the last while an epoch is judged.
-        self.at = 0
+        self.at = 0  # the step being taken, or the last while an epoch is judged
         self.val_accuracy, self.peak_bytes = 0.0, 0
         self.stop = StopFlag()
 
@@ -161,6 +160,7 @@ class _Run:
                 )
             self.guard = self._guard(resumed=start is not None)
             if self.config.budget and start is None:
+                self._fit()
                 self._probe()
             if self.step and self.step % self.steps_per_epoch == 0 and not self.epoch_closed:
                 self._close_epoch()
@@ -181,7 +181,7 @@ class _Run:
         forecast.correction = max(1.0, probe.known_ratio(self.probe_key)) if config.budget else 1.0
         return Guard(
             self.learner, forecast, parse_budget(config.budget) if config.budget else None, self.read_room,
-            held_bytes=self._held_bytes, fewest=fewest_images(config, self.learner.net.skeleton.stride),
+            fewest=fewest_images(config, self.learner.net.skeleton.stride),
             say=self._say_descent, context_bytes=self.context_bytes, resumed=resumed,
         )  # fmt: skip
 
@@ -204,10 +204,14 @@ class _Run:
         except ProfileError as error:
             self.progress.note(f"warning: {error}")
 
-    def _held_bytes(self) -> int:
-        if self.device.type == "cuda":
-            return torch.cuda.memory_reserved(self.device)
-        return self.learner.state_bytes()
+    def _fit(self) -> None:
+        """Step down as far as the step to come needs it."""
+        self.at = self.step + 1
+        try:
+            self.guard.before_step()
+        except BudgetError:
+            self._save()
+            raise
 
     def _say_descent(self, descent: Descent) -> None:
         self.progress.note(f"step {self.at}: {descent}")
@@ -226,12 +230,7 @@ class _Run:
     def _one_step(self) -> None:
         """One alpha step (after the warm-up) and one W step, with everything that a user may want to see of them."""
         moment, epoch = self._moment(), self.step // self.steps_per_epoch
-        self.at = self.step + 1
-        try:
-            self.guard.before_step()
-        except BudgetError:
-            self._save()
-            raise
+        self._fit()
         first = self.step % self.steps_per_epoch == 0
         begin = time.perf_counter()
         alpha: AlphaResult | None = None
@@ -276,7 +275,9 @@ class _Run:
         self, phase: str, take: Callable[..., Any], batch: Batch, moment: Moment, recording: Recording | None
     ) -> Any:
         """Take a step; measure its memory where it is recorded; keep the evidence if it is not finite."""
-        images, labels = batch.images_BCHW.to(self.device), batch.labels_B.to(self.device)
+        images, labels = self.guard.attempt(
+            lambda: tuple(t.to(self.device) for t in (batch.images_BCHW, batch.labels_B))
+        )
         try:
             if recording is None:
                 return self.guard.attempt(lambda: take(images, labels, moment))
@@ -289,10 +290,7 @@ class _Run:
             "peak_bytes": peak.bytes, "source": peak.source,
         }  # fmt: skip
         self.peak_bytes = max(self.peak_bytes, peak.bytes)
-        self.guard.measured(
-            torch.cuda.max_memory_reserved(self.device) if self.device.type == "cuda"
-            else self.learner.state_bytes() + images.nbytes + labels.nbytes + peak.bytes
-        )  # fmt: skip
+        self.guard.measured(peak.bytes + images.nbytes + labels.nbytes)
         self._write(row)
         self.progress.memory(row)
         return result

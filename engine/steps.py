@@ -6,7 +6,6 @@ of the other, each with a fresh draw.
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -235,20 +234,22 @@ class Learner:
         self.passes.enter("")
         return torch.stack([loss.double(), norm.double(), finite.double()])
 
-    def alpha_state(self) -> dict[str, Any]:
+    def alpha_state(self) -> list[Tensor]:
         """A copy of alpha and of what learns it; `put_back` undoes an alpha step that failed half-way."""
-        return copy.deepcopy(
-            {
-                "sampler": self.sampler.state_dict(), "optimizer": self.alpha_optimizer.state_dict(),
-                "baseline": self.score_baseline,
-            }
-        )  # fmt: skip
+        return [tensor.detach().clone() for tensor in self._alpha_tensors()]
 
-    def put_back(self, before: dict[str, Any]) -> None:
+    @torch.no_grad()
+    def put_back(self, before: list[Tensor]) -> None:
         """Alpha, its optimizer and the score estimator's baseline as `alpha_state` found them."""
-        self.sampler.load_state_dict(before["sampler"])
-        self.alpha_optimizer.load_state_dict(before["optimizer"])
-        self.score_baseline.copy_(before["baseline"])
+        if len(self._alpha_tensors()) != len(before):
+            # The step that failed was the first, or made a part of Adam's state.
+            self.alpha_optimizer.state.clear()
+        for tensor, value in zip(self._alpha_tensors(), before, strict=True):
+            tensor.copy_(value)
+
+    def _alpha_tensors(self) -> list[Tensor]:
+        adam = [value for state in self.alpha_optimizer.state.values() for value in state.values()]
+        return [*self._alphas, self.score_baseline, *adam]
 
     def _score_gradient(self, loss: Tensor, sample: Sample) -> None:
         """(mean loss - baseline) * grad log P."""

@@ -41,7 +41,8 @@ with open(sys.argv[3], "r+b") as file, mmap.mmap(file.fileno(), 64) as live, gpu
     def read_room():
         global readings
         readings += 1
-        if readings == 1 + int(sys.argv[5]):
+        # One at the start, one before the probe.
+        if readings == 2 + int(sys.argv[5]):
             live[:8] = (total * 3 // 10).to_bytes(8, sys.byteorder)
         return nvml()
     with contextlib.redirect_stdout(sys.stderr):
@@ -213,7 +214,7 @@ def test_where_nothing_fits_the_three_numbers_are_told_and_resume_goes_on(whole,
     def read_room() -> Room:
         nonlocal readings
         readings += 1
-        return enough if readings <= 3 else Room(enough.total_bytes, 1000, "test")
+        return enough if readings <= 4 else Room(enough.total_bytes, 1000, "test")
 
     run = tmp_path / "run"
     with pytest.raises(BudgetError, match="not even K=1, policy min, 16 micro-batches fits") as caught:

@@ -181,3 +181,17 @@ def test_no_state_changes_where_memory_runs_out_before_the_update():
         assert all(torch.equal(before[name], now) for name, now in learner.net.state_dict().items())
         for was, now in zip(momentum, learner.weight_optimizer.buffers, strict=True):
             assert now is None or torch.equal(now, torch.zeros_like(now) if was is None else was)
+
+
+@pytest.mark.parametrize("gate", ["sampled", "score"])
+@pytest.mark.parametrize("earlier", [0, 2])
+def test_an_alpha_step_can_be_undone(gate, earlier):
+    undone, plain = (learner_of(k=2, gate=gate, teacher="none") for _ in range(2))
+    for learner in (undone, plain):
+        for _ in range(earlier):
+            learner.alpha_step(*batch(4), MOMENT)
+    before = undone.alpha_state()
+    undone.alpha_step(*batch(5), MOMENT)
+    undone.put_back(before)
+    assert undone.alpha_step(*batch(4), MOMENT) == plain.alpha_step(*batch(4), MOMENT)
+    assert torch.equal(undone.sampler.alpha["normal"], plain.sampler.alpha["normal"])
