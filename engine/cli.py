@@ -89,7 +89,10 @@ def _add_search(commands: Any) -> None:
     search.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run folder")
     search.add_argument("--out", type=Path, metavar="RUN", help="the new run folder (default: runs/RECIPE-DATE)")
     search.add_argument("--keys", action="store_true", help="list all configuration keys and leave")
-    search.add_argument("--budget", metavar="SIZE", help="plan for 10GiB, 80%% or auto, then search")
+    search.add_argument(
+        "--budget", default=argparse.SUPPRESS, metavar="SIZE",
+        help="plan for 10GiB, 80%% or auto (all that is free), then search and keep to it",
+    )  # fmt: skip
 
 
 def _add_plan(commands: Any) -> None:
@@ -201,8 +204,8 @@ def _search(arguments: argparse.Namespace) -> str:
         return keys()
     if arguments.resume:
         given = vars(arguments)
-        extra = [name for name in FIELDS if FIELDS[name].metadata["flag"] and name in given]
-        extra += [name for name in ("recipe", "config", "out", "set", "budget") if given[name]]
+        extra = [name for name in FIELDS if name in given and name != "recipe"]
+        extra += [name for name in ("recipe", "config", "out", "set") if given[name]]
         if extra:
             raise ConfigError(
                 "--resume goes on with the run folder's own configuration", got=", ".join(extra),
@@ -212,7 +215,7 @@ def _search(arguments: argparse.Namespace) -> str:
 
         return summary(resume(arguments.resume))
     config = config_of(arguments)
-    if arguments.budget is None:
+    if "budget" not in vars(arguments):
         from .searcher import search, summary
 
         return summary(search(config, out=arguments.out))
@@ -220,8 +223,6 @@ def _search(arguments: argparse.Namespace) -> str:
     from .plan_text import as_dict, brief
     from .searcher import search, summary
 
-    # What was planned for is kept while it runs.
-    config = dataclasses.replace(config, budget=arguments.budget)
     made = plan_here(config, arguments.budget, pins=_given(arguments)[1])
     print(brief(made), flush=True)
     return summary(search(made.config, out=arguments.out, plan=as_dict(made)))

@@ -19,8 +19,8 @@ from ..profiles.room import host_room
 # What reports name for one process with all of torch's kernels loaded lies between 256 and 667 MiB; cuBLAS and cuDNN
 # take their workspaces beside it. Assumed until a run has measured them.
 CONTEXT_BYTES, WORKSPACE_BYTES = 640 << 20, 64 << 20
-# (bytes per second, fp32 operations per second): of one core, and of a GPU that the table does not know.
-NOMINAL_CORE = (5e9, 3e10)
+# (bytes per second, fp32 operations per second): of one fast core, and of a GPU that the table does not know.
+NOMINAL_CORE = (2e10, 1.5e11)
 NOMINAL_GPU = (5e11, 2e13)
 # Of one more launch: by PyTorch on the host, in a CUDA graph (nominal, ours).
 HOST_LAUNCH_S, GRAPH_LAUNCH_S = 5e-6, 1.5e-6
