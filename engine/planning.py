@@ -92,6 +92,7 @@ class Planner:
         machine: where it would run.
         budget: of the machine's memory.
         pins: names of PLANNED that stay as `config` has them.
+        like: a planner of another method on the same network, to share what it learns.
 
     Attributes:
         target: how the machine runs it.
@@ -103,12 +104,18 @@ class Planner:
         ConfigError: an implementation that cannot run there.
     """
 
-    def __init__(self, config: SearchConfig, machine: Machine, budget: Budget, pins: Collection[str] = ()) -> None:
+    def __init__(
+        self, config: SearchConfig, machine: Machine, budget: Budget, pins: Collection[str] = (), *,
+        like: Planner | None = None,
+    ) -> None:  # fmt: skip
         self.config, self.machine, self.budget = config, machine, budget
         self.pins = set(pins) & set(PLANNED) | set(method_named(config.method).fixed)
         self.budget_bytes = machine.bytes_of(budget)
         self.target = target_of(config, machine)
-        self.probe = SearchProbe(config, self.target, classes=classes_of(config))
+        if like is not None and like.target == self.target:
+            self.probe = like.probe.of(config)
+        else:
+            self.probe = SearchProbe(config, self.target, classes=classes_of(config))
         self.surface = Surface(QuickProbe(self.probe))
 
     def plan(self) -> SearchPlan:
@@ -176,12 +183,12 @@ def plan_search(
         BudgetError: the budget is above what the machine has, or below what the smallest step needs.
         ConfigError: a setting that no search can run with.
     """
-    planners = {config.method: Planner(config, machine, budget, pins)}
+    mine = Planner(config, machine, budget, pins)
+    planners = {config.method: mine}
     for method in methods:
         if method not in planners:
-            planners[method] = Planner(_with_method(config, method), machine, budget, pins)
+            planners[method] = Planner(_with_method(config, method), machine, budget, pins, like=mine)
     others = [method for method in methods if method != config.method]
-    mine = planners[config.method]
     if workers == 1 or not others:
         made = mine.plan()
         rows = [row for method in methods for row in planners[method].rows()]

@@ -6,6 +6,7 @@ kept activations and all. Shape suffixes: E edges, K ranks, O operations.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import importlib.util
@@ -78,6 +79,12 @@ class SearchProbe:
         self._cpu_scratch, self._shapes = CpuScratch(), Shapes()
         self._known: dict[Hashable, Known] = {}
         self._nets: dict[tuple[str, bool], ShapeNet] = {}
+
+    def of(self, config: SearchConfig) -> SearchProbe:
+        """The probe of another method on the same network, which shares what this one learns."""
+        other = copy.copy(self)
+        other.config = config
+        return other
 
     def __call__(self, k: int, batch: int, policy: str, mode: str, dtype: str) -> Prediction:
         """The prediction for one setting.
