@@ -132,7 +132,10 @@ class Planner:
     def choices(self) -> Choices:
         """What is free."""
         config, pins = self.config, self.pins
-        batches = (config.batch, config.batch) if "batch" in pins else (2, MOST_GROWTH * config.batch)
+        # A batch holds no image twice.
+        images = config.limit or MOST_GROWTH * config.batch
+        most = max(config.batch, min(images, MOST_GROWTH * config.batch))
+        batches = (config.batch, config.batch) if "batch" in pins else (2, most)
         policies = (config.policy,) if "policy" in pins or config.policy == "autograd" else BY_MEMORY
         modes: Sequence[str] = (config.mode,) if "mode" in pins else ("union", "subgraphs")
         ks: Sequence[int] = (config.k,) if "k" in pins else ks_of(config)
