@@ -8,7 +8,8 @@ from typing import Any
 
 from ..profiles.errors import in_words
 from ..profiles.planner import MARGIN, Setting
-from ..profiles.predictor import CATEGORIES, Prediction
+from ..profiles.predictor import Prediction
+from ..profiles.trace import CATEGORIES
 from .method import method_named
 from .planning import Row, SearchPlan
 

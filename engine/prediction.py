@@ -17,7 +17,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..profiles.predictor import Known, Peak, Prediction, Recorder, Run, Speed, Trace
+from ..profiles.predictor import Known, Prediction, Recorder, Speed
+from ..profiles.trace import Peak, Run, Trace
 from .config import SearchConfig
 from .cpu_scratch import CpuScratch
 from .ops import TABLES, operation_at

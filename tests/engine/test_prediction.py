@@ -13,7 +13,8 @@ from msgdas.engine.space import space_named
 from msgdas.engine.steps import Moment
 from msgdas.kernels import backend
 from msgdas.kernels.scratch import scratch_sizes
-from msgdas.profiles.predictor import Recorder, Run, Speed
+from msgdas.profiles.predictor import Recorder, Speed
+from msgdas.profiles.trace import Run
 
 from .allocations import DRAW, TAU, measured_peak_bytes, real_learner
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgdas.profiles.errors import BudgetError
 from msgdas.profiles.planner import Choices, Surface, plan, usable_bytes
-from msgdas.profiles.predictor import Peak, Prediction
+from msgdas.profiles.predictor import Prediction
+from msgdas.profiles.trace import Peak
 
 MIB = 1 << 20
 POLICIES = ("min", "nodes", "bn", "all")
