@@ -166,7 +166,9 @@ def _above_limits(result: Result, limits: dict[str, Any]) -> list[str]:
     if result.facts is None or result.dtype == "float64":
         return []
     lines = []
-    for name, most in limits.get(result.kernel, {}).get(result.arch, {}).items():
+    own = dict(limits.get(result.kernel, {}).get(result.arch, {}))
+    own |= own.pop("cells", {}).get(result.cell, {})
+    for name, most in own.items():
         value = getattr(result.facts, name)
         if value is not None and round(value, 2) > most:
             lines.append(f"{name} {value:.2f}, allowed {most:g}")

@@ -1,8 +1,8 @@
 """`budgets.json`: what the kernels may use. `python -m msgdas.kernels.budgets` prints it as the docs show it.
 
-limits: per kernel and architecture, set by hand. traffic: the most bytes moved over the least, set by hand. kernels:
-per kernel and architecture, what was found when `python -m msgdas.kernels.aot --update` last ran. made: when, and
-with which Triton.
+limits: per kernel and architecture, set by hand; `cells` has those of cells that miss them. traffic: the most bytes
+moved over the least, set by hand. kernels: per kernel and architecture, what was found when `python -m
+msgdas.kernels.aot --update` last ran. made: when, and with which Triton.
 """
 
 from __future__ import annotations

@@ -65,6 +65,14 @@ def test_limits_hold_at_stride_2_too():
     assert aot.breaches([result], BUDGETS) == ["stage_kernel on sm_90 (darts-32-reduction): per_tap 3.20, allowed 3.1"]
 
 
+def test_a_cell_that_misses_a_limit_has_its_own():
+    limits = {"stage_kernel": {"sm_90": {"per_tap": 3.1, "cells": {"darts-96-reduction": {"per_tap": 3.3}}}}}
+    missing = dataclasses.replace(result_of(per_tap=3.25), cell="darts-96-reduction")
+    assert aot.breaches([missing], {**BUDGETS, "limits": limits}) == []
+    missing = dataclasses.replace(result_of(per_tap=3.3 + 0.01), cell="darts-96-reduction")
+    assert aot.breaches([missing], {**BUDGETS, "limits": limits})[0].endswith("per_tap 3.31, allowed 3.3")
+
+
 def test_budgets_are_printed_as_the_docs_show_them(capsys):
     budgets.main(["--figure", "registers"])
     heads, _, *rows = capsys.readouterr().out.splitlines()
