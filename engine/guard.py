@@ -19,8 +19,8 @@ import torch
 
 from ..profiles.budget import Budget
 from ..profiles.errors import BudgetError, ProfileError, in_words
-from ..profiles.predictor import Peak
 from ..profiles.room import ReadRoom, Room, gpu_room, host_room
+from ..profiles.trace import Peak
 from .config import SearchConfig, resolved_teacher
 from .implementation import Impl
 from .prediction import SearchProbe, Target

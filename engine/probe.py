@@ -18,8 +18,9 @@ import torch
 from ..profiles.device import cpu_facts, gpu_with_uuid
 from ..profiles.errors import ProfileError, in_words
 from ..profiles.meter import allocated_peak
-from ..profiles.predictor import CATEGORIES, TRANSIENT, Recorder, Run
+from ..profiles.predictor import Recorder
 from ..profiles.store import Key, MeasurementStore, cache_folder, fingerprint
+from ..profiles.trace import CATEGORIES, TRANSIENT, Run
 from .assembly import build_learner
 from .config import SearchConfig, from_json
 from .environment import package_version
