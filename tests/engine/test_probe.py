@@ -11,8 +11,8 @@ from msgdas.engine.probe import ProbeResult, dearest_learner, keep, key_of, know
 from msgdas.engine.recipes import demo
 from msgdas.engine.rung import Rung
 from msgdas.engine.space import space_named
-from msgdas.profiles.predictor import CATEGORIES
 from msgdas.profiles.store import Key
+from msgdas.profiles.trace import CATEGORIES
 
 CPU = torch.device("cpu")
 CONFIGS = {
