@@ -114,7 +114,7 @@ class Planner:
         self.target = target_of(config, machine)
         self.probe: SearchProbe
         if like is not None and like.target == self.target:
-            self.probe = like.probe.of(config)
+            self.probe: SearchProbe = like.probe.of(config)
         else:
             self.probe = SearchProbe(config, self.target, classes=classes_of(config))
         self.surface = Surface(QuickProbe(self.probe))

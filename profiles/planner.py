@@ -27,6 +27,10 @@ Probe = Callable[[int, int, str, str, str], Prediction]
 MARGIN = 0.05
 # Probes that look for the largest batch before the best found so far is taken.
 MAX_PROBES = 8
+# Share of what may be used from which on no larger batch is looked for beside the line's.
+WELL_USED = 0.95
+# Of the batches that are left, the share 1 / STRIDES is passed over for each miss in a row but the first.
+STRIDES = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +140,20 @@ class Surface:
         fitting, above = low - 1, high + 1
         for batch in (near, last):
             fitting, above = self._narrowed(_with_batch(start, batch), fitting, above, limit_bytes)
+        misses = 0
         for _ in range(MAX_PROBES):
             aimed = min(max(self._aim(start, near, last, limit_bytes, high), fitting), above - 1)
+            # The allocator's segments make steps, on which a line leads astray: go further after each miss.
+            aimed = max(aimed - (above - fitting) * max(0, misses - 1) // STRIDES, fitting)
             if aimed <= fitting:
-                break
-            fitting, above = self._narrowed(_with_batch(start, aimed), fitting, above, limit_bytes)
+                if fitting >= low and self.at(_with_batch(start, fitting)).needed_bytes > WELL_USED * limit_bytes:
+                    break
+                aimed = (fitting + above) // 2
+                if aimed <= fitting:
+                    break
+            setting = _with_batch(start, aimed)
+            misses = 0 if self.fits(setting, limit_bytes) else misses + 1
+            fitting, above = self._narrowed(setting, fitting, above, limit_bytes)
             near, last = last, aimed
         return _with_batch(start, fitting) if fitting >= low else None
 
