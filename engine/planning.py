@@ -112,7 +112,6 @@ class Planner:
         self.pins = set(pins) & set(PLANNED) | set(method_named(config.method).fixed)
         self.budget_bytes = machine.bytes_of(budget)
         self.target = target_of(config, machine)
-        self.probe: SearchProbe
         if like is not None and like.target == self.target:
             self.probe: SearchProbe = like.probe.of(config)
         else:
