@@ -78,8 +78,7 @@ class LiveBytes(TorchDispatchMode):
 class AllocatorBytes:
     """Context manager that reads the CPU allocator's own events of this thread and its backward passes.
 
-    Not torch.profiler: that one sorts events by a clock in which some coincide, so that its peaks vary from run to
-    run, and writes to stderr. Cannot be nested, nor used inside another profiler.
+    Not torch.profiler, which writes to stderr. Cannot be nested, nor used inside another profiler.
 
     Attributes:
         live_bytes: allocated minus freed inside, after leaving; what lived before and ended inside counts against it.
