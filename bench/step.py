@@ -8,12 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..engine.assembly import build_learner
 from ..engine.config import SearchConfig, build
 from ..engine.errors import ConfigError
-from ..engine.implementation import resolve
 from ..engine.passes import Feed
 from ..engine.sampler import Sampler
-from ..engine.space import space_named
 from ..engine.steps import Learner, Moment
 from ..engine.supernet import SuperNet
 
@@ -104,28 +103,11 @@ def build_step(
         "device": device, "dtype": dtype, "seed": seed, "dbi": "off", "teacher": "none", "impl": impl,
     }  # fmt: skip
     config = build(base, {})
-    chosen = resolve(config, torch.device(device))[0] if policy != "autograd" else "reference"
-    torch_dtype = getattr(torch, config.dtype)
-    net = SuperNet(
-        space_named(space),
-        channels=channels,
-        layers=layers,
-        stem=config.stem,
-        classes=classes,
-        policy=config.policies if policy != "autograd" else ("autograd",),
-        layout=layout,
-        seed=seed,
-        dtype=torch_dtype,
-        impl=chosen,
-    )
-    sampler = Sampler(space_named(space), config, impl=chosen)
-    if device != "cpu":
-        net, sampler = net.to(device), sampler.to(device)
     all_gradients = gradients == "all" or (gradients == "auto" and policy == "autograd")
-    learner = Learner(config, net, sampler, all_gradients=all_gradients)
+    learner, _, _ = build_learner(config, torch.device(device), classes, all_gradients=all_gradients)
     generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(batch, 3, image, image, generator=generator).to(torch_dtype)
+    images = torch.randn(batch, 3, image, image, generator=generator).to(getattr(torch, config.dtype))
     memory = torch.contiguous_format if layout == "nchw" else torch.channels_last
     images = images.contiguous(memory_format=memory).to(device)
     labels = torch.randint(0, classes, (batch,), generator=generator).to(device)
-    return Step(config, net, sampler, learner, images, labels, tau=1.0)
+    return Step(config, learner.net, learner.sampler, learner, images, labels, tau=1.0)

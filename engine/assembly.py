@@ -12,8 +12,12 @@ from .steps import Learner
 from .supernet import SuperNet
 
 
-def build_learner(config: SearchConfig, device: torch.device, classes: int) -> tuple[Learner, Impl, str | None]:
+def build_learner(
+    config: SearchConfig, device: torch.device, classes: int, *, all_gradients: bool = False
+) -> tuple[Learner, Impl, str | None]:
     """The learner on its device, what computes its cells, and why that is not the quickest (see `resolve`).
+
+    `all_gradients` is a Learner's.
 
     Raises:
         ConfigError: where the implementation that was asked for cannot run.
@@ -26,4 +30,5 @@ def build_learner(config: SearchConfig, device: torch.device, classes: int) -> t
         seed=config.seed, dtype=getattr(torch, config.dtype), impl=impl,
     ).to(device)  # fmt: skip
     graphs = config.graph and impl == "triton" and device.type == "cuda"
-    return Learner(config, net, Sampler(space, config, impl=impl).to(device), graphs=graphs), impl, note
+    sampler = Sampler(space, config, impl=impl).to(device)
+    return Learner(config, net, sampler, all_gradients=all_gradients, graphs=graphs), impl, note

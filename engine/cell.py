@@ -5,7 +5,8 @@ Shape suffixes: B batch, H height, W width, C channels, E edges, O operations; m
 Forward adds gate * BatchNorm(op(state)) straight into the node's slice of the concat buffer. Backward walks
 the nodes from last to first; what the policy did not keep is computed again, one operation at a time. The
 policies (ours; measured in docs/memory.md):
-    all    the inputs of pointwise convolutions and of BatchNorms (ReLU outputs are made again from them)
+    all    the inputs of pointwise convolutions and of BatchNorms (ReLU outputs are made again from them); with the
+           C++ kernels as `bn`: they make the former again in the cache
     bn     the inputs of BatchNorms
     nodes  the nodes and the preprocessed inputs
     min    the nodes

@@ -287,8 +287,8 @@ COMMANDS = {"search": _search, "plan": _plan, "show": _show, "profile": _profile
 def _share_processors() -> None:
     """Let OpenMP's threads sleep soon at a barrier, unless the user has said otherwise.
 
-    By default they spin for milliseconds: beside one other busy process a step on two cores took 15 s instead of
-    0.15 s, so 0.9 s; on a quiet machine it makes no difference. torch 2.14.1's libgomp reads this when it loads.
+    By default they spin for milliseconds, which stalls every step beside one other busy process; on a quiet machine it
+    makes no difference. torch's libgomp reads this when it loads.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")

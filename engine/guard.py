@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -139,12 +139,12 @@ class Forecast:
 
     def config_on(self, rung: Rung) -> SearchConfig:
         """The configuration of a search that runs at most two micro-batches of this rung's size."""
-        changes: dict[str, object] = {"k": rung.k, "policy": ",".join(rung.policies)}
+        changes: dict[str, Any] = {"k": rung.k, "policy": ",".join(rung.policies)}
         if rung.accumulate > 1:
             changes |= {"batch": 2 * rung.images(self.config.batch), "accumulate": 2}
         if rung.k == 1 and resolved_teacher(self.config) == "ensemble":
             changes["teacher"] = "none"
-        return dataclasses.replace(self.config, **changes)  # type: ignore[arg-type]
+        return dataclasses.replace(self.config, **changes)
 
 
 @dataclass(frozen=True, slots=True)

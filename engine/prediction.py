@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from ..profiles.predictor import Known, Prediction, Recorder, Speed
 from ..profiles.trace import Peak, Run, Trace
@@ -23,7 +22,6 @@ from .config import SearchConfig
 from .cpu_scratch import CpuScratch
 from .ops import TABLES, operation_at
 from .passes import Feed
-from .sampler import Sampler
 from .shapes import META, Choice, KnownSampler, ShapeLearner, ShapeNet, Shapes
 from .space import ZERO, SearchSpace, space_named
 
@@ -247,20 +245,3 @@ def _by_cost(space_name: str, stride: int) -> tuple[int, ...]:
         del y
         costs.append(0 if name == ZERO else trace.peak([Run("one")]).bytes)
     return tuple(sorted(range(len(costs)), key=lambda number: (-costs[number], number)))
-
-
-def inclusion(sampler: Sampler, tau: float, draws: int) -> dict[str, Tensor]:
-    """How often each operation is sampled, [E, O] by cell type: frequencies over some draws of the real sampler."""
-    counts = {kind: torch.zeros_like(alpha) for kind, alpha in sampler.alpha.items()}
-    with torch.no_grad():
-        for number in range(draws):
-            for kind, indices_EK in sampler.draw(number, tau, grad=False).indices.items():
-                counts[kind].scatter_add_(1, indices_EK.long(), torch.ones(indices_EK.shape))
-    return {kind: count / draws for kind, count in counts.items()}
-
-
-def choice_of(sampler: Sampler, draw: int, tau: float) -> Choice:
-    """What the real sampler's draw of that number runs."""
-    with torch.no_grad():
-        sample = sampler.draw(draw, tau, grad=False)
-    return [{kind: path.operations for kind, path in paths.items()} for paths in sample.networks]

@@ -134,26 +134,3 @@ def size_text(size_bytes: int) -> str:
         if not rest and thousandths >= 1000:
             return f"{(Decimal(thousandths) / 1000).normalize():f}{name}"
     return f"{size_bytes}B"
-
-
-def require(needed_bytes: int, *, budget_bytes: int, free_bytes: int) -> None:
-    """Nothing where the smallest step fits its budget.
-
-    Raises:
-        BudgetError: it does not; the message has the three numbers.
-    """
-    if needed_bytes > budget_bytes:
-        fits_device = needed_bytes <= free_bytes
-        raise BudgetError(
-            "even the smallest step (K=1, batch 1, activations recomputed) is above the budget",
-            asked_bytes=budget_bytes,
-            free_bytes=free_bytes,
-            needed_bytes=needed_bytes,
-            next=f"take --budget {_up_to_mib(needed_bytes)} or more"
-            if fits_device
-            else "take fewer channels or layers, or a larger device",
-        )
-
-
-def _up_to_mib(size_bytes: int) -> str:
-    return f"{-(-size_bytes // UNITS['MiB'])}MiB"

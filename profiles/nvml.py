@@ -71,10 +71,6 @@ class GpuFacts:
         """What any process could still take."""
         return self.memory_bytes - self.used_bytes
 
-    def others_bytes(self, own_bytes: int = 0) -> int:
-        """What is used by others than this process, which itself holds `own_bytes` (context and allocator)."""
-        return max(0, self.used_bytes - own_bytes)
-
 
 @dataclass(frozen=True, slots=True)
 class Gpus:

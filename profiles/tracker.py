@@ -13,6 +13,7 @@ from array import array
 from typing import Any
 
 import torch
+from torch._C._autograd import _disable_profiler_legacy
 from torch.autograd import profiler_legacy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
@@ -95,8 +96,7 @@ class AllocatorBytes:
 
     def __exit__(self, *exception: object) -> None:
         # As `profiler_legacy.profile` on leaving, which then sums the events up.
-        threads: Any = profiler_legacy._disable_profiler_legacy()  # type: ignore[attr-defined]
-        for record in (record for thread in threads for record in thread):
-            if record.kind() == "memory_alloc":
+        for record in (record for thread in _disable_profiler_legacy() for record in thread):
+            if str(record.kind()) == "memory_alloc":
                 self.live_bytes += record.cpu_memory_usage()
                 self.peak_bytes = max(self.peak_bytes, self.live_bytes)

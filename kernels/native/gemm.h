@@ -13,7 +13,8 @@ constexpr int REGISTERS = 16;
 
 // Rows of a tile of VECTORS columns: enough sums to hide an addition's latency, and no more than registers hold.
 template <int VECTORS> constexpr int tile_rows() {
-  return VECTORS == 1 ? (REGISTERS == 32 ? 12 : 10) : (REGISTERS - VECTORS - 2) / VECTORS > 8 ? 8 : (REGISTERS - VECTORS - 2) / VECTORS;
+  constexpr int most = (REGISTERS - VECTORS - 2) / VECTORS;
+  return VECTORS == 1 ? (REGISTERS == 32 ? 12 : 10) : most > 8 ? 8 : most;
 }
 constexpr int MAX_VECTORS = REGISTERS == 32 ? 4 : 2;
 
@@ -31,56 +32,22 @@ template <class Body> INLINE void for_tiles(long columns, Body body) {
   for_channels(columns - n, [&](auto width, long c) { body(width, Vectors<1>{}, n + c); });
 }
 
-template <int N, int V, int R>
-INLINE void product_tile(const float *a, long a_row, long depth, const float *b, long b_row, float *out, long out_row) {
-  Values<N> sums[R][V] = {};
-  for (long k = 0; k < depth; k++) {
-    Values<N> weights[V];
-#pragma GCC unroll 4
-    for (int v = 0; v < V; v++) weights[v] = load<N>(b + k * b_row + v * N);
-#pragma GCC unroll 16
-    for (int r = 0; r < R; r++) {
-      const float value = a[r * a_row + k];
-#pragma GCC unroll 4
-      for (int v = 0; v < V; v++) sums[r][v] += weights[v] * value;
-    }
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-    for (int v = 0; v < V; v++) store(out + r * out_row + v * N, sums[r][v]);
-}
-
-// out[rows, columns] = a[rows, depth] * b[depth, columns].
-INLINE void product(const float *a, long a_row, long rows, long depth, const float *b, long columns, float *out,
-                    long out_row) {
-  for_tiles(columns, [&](auto width, auto vectors, long n) {
-    constexpr int N = decltype(width)::lanes, V = decltype(vectors)::count, R = tile_rows<V>();
-    long p = 0;
-    for (; p + R <= rows; p += R)
-      product_tile<N, V, R>(a + p * a_row, a_row, depth, b + n, columns, out + p * out_row + n, out_row);
-    if constexpr (R > 4)
-      for (; p + 4 <= rows; p += 4)
-        product_tile<N, V, 4>(a + p * a_row, a_row, depth, b + n, columns, out + p * out_row + n, out_row);
-    for (; p < rows; p++)
-      product_tile<N, V, 1>(a + p * a_row, a_row, depth, b + n, columns, out + p * out_row + n, out_row);
-  });
-}
-
-template <int N, int V, int R>
-INLINE void outer_tile(const float *a, long a_row, const float *d, long d_row, long rows, float *sums, long sums_row) {
+// sums[r, v] = sum over k of a[r, k] * b[k, v], or added to what is there; rows and steps of a lie a_row and a_step apart.
+template <int N, int V, int R, bool ADD>
+INLINE void tile(const float *a, long a_row, long a_step, const float *b, long b_row, long depth, float *sums,
+                 long sums_row) {
   Values<N> total[R][V];
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
-    for (int v = 0; v < V; v++) total[r][v] = load<N>(sums + r * sums_row + v * N);
-  for (long p = 0; p < rows; p++) {
+    for (int v = 0; v < V; v++) total[r][v] = ADD ? load<N>(sums + r * sums_row + v * N) : Values<N>{};
+  for (long k = 0; k < depth; k++) {
     Values<N> row[V];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; v++) row[v] = load<N>(d + p * d_row + v * N);
+    for (int v = 0; v < V; v++) row[v] = load<N>(b + k * b_row + v * N);
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
-      const float value = a[p * a_row + r];
+      const float value = a[r * a_row + k * a_step];
 #pragma GCC unroll 4
       for (int v = 0; v < V; v++) total[r][v] += row[v] * value;
     }
@@ -91,16 +58,35 @@ INLINE void outer_tile(const float *a, long a_row, const float *d, long d_row, l
     for (int v = 0; v < V; v++) store(sums + r * sums_row + v * N, total[r][v]);
 }
 
+// All rows of a tile's columns, R at a time.
+template <int N, int V, int R, bool ADD>
+INLINE void tiles(const float *a, long a_row, long a_step, long rows, const float *b, long b_row, long depth,
+                  float *sums, long sums_row) {
+  long r = 0;
+  for (; r + R <= rows; r += R)
+    tile<N, V, R, ADD>(a + r * a_row, a_row, a_step, b, b_row, depth, sums + r * sums_row, sums_row);
+  if constexpr (R > 4)
+    for (; r + 4 <= rows; r += 4)
+      tile<N, V, 4, ADD>(a + r * a_row, a_row, a_step, b, b_row, depth, sums + r * sums_row, sums_row);
+  for (; r < rows; r++)
+    tile<N, V, 1, ADD>(a + r * a_row, a_row, a_step, b, b_row, depth, sums + r * sums_row, sums_row);
+}
+
+// out[rows, columns] = a[rows, depth] * b[depth, columns].
+INLINE void product(const float *a, long a_row, long rows, long depth, const float *b, long columns, float *out,
+                    long out_row) {
+  for_tiles(columns, [&](auto width, auto vectors, long n) {
+    constexpr int N = decltype(width)::lanes, V = decltype(vectors)::count;
+    tiles<N, V, tile_rows<V>(), false>(a, a_row, 1, rows, b + n, columns, depth, out + n, out_row);
+  });
+}
+
 // sums[m, n] += sum over rows p of a[p, m] * d[p, n].
 INLINE void add_outer(const float *a, long a_row, long m, const float *d, long d_row, long n, long rows, float *sums) {
   for_tiles(n, [&](auto width, auto vectors, long c) {
     constexpr int N = decltype(width)::lanes, V = decltype(vectors)::count;
     constexpr int R = V == 1 ? 8 : tile_rows<V>() > 6 ? 6 : tile_rows<V>();
-    long i = 0;
-    for (; i + R <= m; i += R) outer_tile<N, V, R>(a + i, a_row, d + c, d_row, rows, sums + i * n + c, n);
-    if constexpr (R > 4)
-      for (; i + 4 <= m; i += 4) outer_tile<N, V, 4>(a + i, a_row, d + c, d_row, rows, sums + i * n + c, n);
-    for (; i < m; i++) outer_tile<N, V, 1>(a + i, a_row, d + c, d_row, rows, sums + i * n + c, n);
+    tiles<N, V, R, true>(a, 1, a_row, m, d + c, d_row, rows, sums + c, n);
   });
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from msgdas.engine.sampler import Sampler
+from msgdas.engine.shapes import Choice
 from msgdas.engine.space import space_named
 from msgdas.engine.steps import Learner, Moment
 from msgdas.engine.supernet import SuperNet
@@ -64,3 +65,10 @@ def measured_peak_bytes(config, impl: str, *, guided: bool, dropped: bool) -> in
                 learner.alpha_update(feed, dropped=dropped)
     before = live_bytes(learner) + images.untyped_storage().nbytes() + labels.untyped_storage().nbytes()
     return before + allocated.peak_bytes
+
+
+def choice_of(sampler: Sampler, draw: int, tau: float) -> Choice:
+    """What the real sampler's draw of that number runs."""
+    with torch.no_grad():
+        sample = sampler.draw(draw, tau, grad=False)
+    return [{kind: path.operations for kind, path in paths.items()} for paths in sample.networks]

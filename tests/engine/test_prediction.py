@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from msgdas.engine.prediction import QuickProbe, SearchProbe, Target, choice_of, dearest, inclusion
+from msgdas.engine.prediction import QuickProbe, SearchProbe, Target, dearest
 from msgdas.engine.recipes import demo
 from msgdas.engine.sampler import Sampler
 from msgdas.engine.space import space_named
@@ -16,7 +16,7 @@ from msgdas.kernels.scratch import scratch_sizes
 from msgdas.profiles.predictor import Recorder, Speed
 from msgdas.profiles.trace import Run
 
-from .allocations import DRAW, TAU, measured_peak_bytes, real_learner
+from .allocations import DRAW, TAU, choice_of, measured_peak_bytes, real_learner
 
 TOLERANCE = 0.005
 SPEEDS = {dtype: Speed(1e10, 1e11, 1e-6) for dtype in ("float32", "float64", "bfloat16")}
@@ -177,10 +177,3 @@ def test_the_dearest_sample_takes_the_most():
 def _some(config):
     sampler = Sampler(space_named(config.space), config)
     return [choice_of(sampler, draw, TAU) for draw in range(3)]
-
-
-def test_inclusion_counts_k_operations_of_every_edge():
-    config = config_of(k=3)
-    found = inclusion(Sampler(space_named("darts"), config), 1.0, 40)
-    for shares_EO in found.values():
-        assert torch.allclose(shares_EO.sum(1), torch.full((14,), 3.0))

@@ -6,13 +6,15 @@ import pytest
 import torch
 from msgdas.engine import probe as probes
 from msgdas.engine.guard import Forecast
-from msgdas.engine.prediction import choice_of, dearest
+from msgdas.engine.prediction import dearest
 from msgdas.engine.probe import ProbeResult, dearest_learner, keep, key_of, known_ratio, measure_dearest, probe
 from msgdas.engine.recipes import demo
 from msgdas.engine.rung import Rung
 from msgdas.engine.space import space_named
 from msgdas.profiles.store import Key
 from msgdas.profiles.trace import CATEGORIES
+
+from .allocations import choice_of
 
 CPU = torch.device("cpu")
 CONFIGS = {

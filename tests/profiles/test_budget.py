@@ -7,7 +7,7 @@ from decimal import Decimal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgdas.profiles.budget import UNITS, Budget, parse, require, size_text
+from msgdas.profiles.budget import UNITS, Budget, parse, size_text
 from msgdas.profiles.errors import BudgetError, ProfileError
 
 GIB_BYTES = 1 << 30
@@ -109,14 +109,3 @@ def test_above_what_is_free_names_who_holds_it():
 def test_above_the_device():
     with pytest.raises(BudgetError, match=r"above the device's 24\.00 GiB: asked 32\.00 GiB, free 20\.00 GiB"):
         parse("32GiB").bytes_on(total_bytes=24 * GIB_BYTES, free_bytes=20 * GIB_BYTES)
-
-
-def test_too_small_has_the_three_numbers_and_what_would_do():
-    require(GIB_BYTES, budget_bytes=GIB_BYTES, free_bytes=GIB_BYTES)
-    with pytest.raises(
-        BudgetError, match=r"asked 1\.00 GiB, free 4\.00 GiB, needed 2\.00 GiB.*--budget 2049MiB"
-    ) as caught:
-        require(2 * GIB_BYTES + 1, budget_bytes=GIB_BYTES, free_bytes=4 * GIB_BYTES)
-    assert caught.value.needed_bytes == 2 * GIB_BYTES + 1
-    with pytest.raises(BudgetError, match="fewer channels"):
-        require(5 * GIB_BYTES, budget_bytes=GIB_BYTES, free_bytes=4 * GIB_BYTES)
