@@ -28,7 +28,10 @@ def build_learner(
         space, channels=config.channels, layers=config.layers, stem=config.stem, classes=classes,
         policy=config.policies if config.policy != "autograd" else ("autograd",), layout=config.layout,
         seed=config.seed, dtype=getattr(torch, config.dtype), impl=impl,
-    ).to(device)  # fmt: skip
+    )  # fmt: skip
     graphs = config.graph and impl == "triton" and device.type == "cuda"
-    sampler = Sampler(space, config, impl=impl).to(device)
+    sampler = Sampler(space, config, impl=impl)
+    # Both are made on the CPU; tensors without data, under FakeTensorMode, cannot be moved, not even to where they are.
+    if device.type != "cpu":
+        net, sampler = net.to(device), sampler.to(device)
     return Learner(config, net, sampler, all_gradients=all_gradients, graphs=graphs), impl, note
