@@ -53,6 +53,11 @@ class SearchConfig:
 
     method: str = key("msg", "msg, gdas (K=1) or darts (K=all, no noise)")
     k: int = key(2, "K, operations sampled per edge, 1 to the number of operations (ours)")
+    k_schedule: str = key(
+        "",
+        "K of equal shares of the epochs: grow (1, 2, 4 to k), shrink, or a list as 4,2,1 whose largest is k (ours)",
+        flag=False,
+    )
     mode: Literal["subgraphs", "union"] = key(
         "subgraphs", "K exclusive single-path networks, or one network that keeps K operations per edge"
     )
@@ -133,6 +138,20 @@ class SearchConfig:
         given = tuple(part.strip() for part in self.policy.split(","))
         return given * self.layers if len(given) == 1 else given
 
+    @property
+    def k_stages(self) -> tuple[int, ...]:
+        """K of each of the equal shares of the epochs; one share where there is no schedule.
+
+        Raises:
+            ConfigError: for a schedule that is neither a name nor a list of numbers.
+        """
+        if not self.k_schedule:
+            return (self.k,)
+        doubling = (*(1 << n for n in range(self.k.bit_length()) if 1 << n < self.k), self.k)
+        if self.k_schedule in ("grow", "shrink"):
+            return doubling if self.k_schedule == "grow" else doubling[::-1]
+        return ks_listed(self.k_schedule)
+
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2)
 
@@ -144,6 +163,17 @@ TYPES = get_type_hints(SearchConfig)
 def choices(name: str) -> tuple[str, ...]:
     """The values a key is limited to, or () where any value of its type may be tried."""
     return get_args(TYPES[name]) if get_origin(TYPES[name]) is Literal else ()
+
+
+def ks_listed(text: str) -> tuple[int, ...]:
+    """The values of K in a list as 1,2,4. Raises ConfigError where it is none."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and int(part) for part in parts):
+        raise ConfigError(
+            "unreadable k_schedule", got=repr(text), allowed="grow, shrink, or a list as 1,2,4",
+            next="--set k_schedule=grow",
+        )  # fmt: skip
+    return tuple(int(part) for part in parts)
 
 
 def check(config: SearchConfig) -> None:
@@ -167,6 +197,7 @@ def check(config: SearchConfig) -> None:
             allowed=f"1 to {space.num_operations}",
             next="--k 2",
         )
+    _check_schedule(config)
     skeleton = search_skeleton(space, channels=config.channels, layers=config.layers, stem=config.stem)
     if config.image < skeleton.stride or config.image % skeleton.stride:
         raise ConfigError(
@@ -178,6 +209,20 @@ def check(config: SearchConfig) -> None:
     _check_ranges(config)
     _check_policies(config)
     _check_combinations(config)
+
+
+def _check_schedule(config: SearchConfig) -> None:
+    stages = config.k_stages
+    if max(stages) != config.k:
+        raise ConfigError(
+            "k is the largest of k_schedule", got=f"k {config.k}, k_schedule {config.k_schedule}",
+            allowed=f"k {max(stages)}", next=f"--k {max(stages)}",
+        )  # fmt: skip
+    if len(stages) > config.epochs:
+        raise ConfigError(
+            "every K of k_schedule has an epoch at least", got=f"{len(stages)} values, {config.epochs} epochs",
+            allowed=f"{config.epochs} values or fewer", next=f"--epochs {len(stages)}",
+        )  # fmt: skip
 
 
 def _check_ranges(config: SearchConfig) -> None:
@@ -277,6 +322,9 @@ def build(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> SearchConfig
                 next=f"leave out {name}, or --method msg",
             )
         values[name] = value
+    listed = values.get("k_schedule", "")
+    if listed not in ("", "grow", "shrink") and "k" not in {**overrides, **method.fixed}:
+        values["k"] = max(ks_listed(listed))
     return SearchConfig(**values)
 
 

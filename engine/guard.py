@@ -139,7 +139,7 @@ class Forecast:
 
     def config_on(self, rung: Rung) -> SearchConfig:
         """The configuration of a search that runs at most two micro-batches of this rung's size."""
-        changes: dict[str, Any] = {"k": rung.k, "policy": ",".join(rung.policies)}
+        changes: dict[str, Any] = {"k": rung.k, "k_schedule": "", "policy": ",".join(rung.policies)}
         if rung.accumulate > 1:
             changes |= {"batch": 2 * rung.images(self.config.batch), "accumulate": 2}
         if rung.k == 1 and resolved_teacher(self.config) == "ensemble":
@@ -206,12 +206,13 @@ class Guard:
         return min(self.asked_bytes - self.context_bytes, free_bytes)
 
     def needed_bytes(self, rung: Rung) -> int:
-        """The most that a step on this rung is known or predicted to hold."""
+        """The most that a step on this rung is known or predicted to hold, with the K of the schedule."""
+        rung = self.learner.standing(rung)
         return max(self.forecast.bytes(rung), self._measured.get(rung, 0))
 
     def measured(self, step_bytes: int) -> None:
         """Take note of a step's measured peak: images and all that lived in it but not between steps."""
-        rung = self.learner.rung
+        rung = self.learner.standing()
         if self._device.type == "cuda":
             held_bytes = torch.cuda.max_memory_reserved(self._device)
         else:
@@ -262,21 +263,24 @@ class Guard:
             try:
                 return take()
             except (RuntimeError, MemoryError) as error:
-                last = self.learner.rung.lower(self.learner.config.batch, self.fewest) is None
+                below = [
+                    rung for rung in self._below(self.learner.rung)
+                    if self.learner.standing(rung) != self.learner.standing()
+                ]  # fmt: skip
                 doubtful = any(words in str(error) for words in DOUBTFUL_TEXTS)
-                if not is_out_of_memory(error) or (last and doubtful):
+                if not is_out_of_memory(error) or (doubtful and not below):
                     raise
                 text = _sentence(error)
             # Outside the except block: the error's frames hold the failed step's tensors.
             self.learner.drop_gradients()
             self.learner.put_back(before)
             release(self._device)
-            if last:
+            if not below:
                 raise self._nothing_fits(self.limit_bytes())
-            self._descend(self._below(self.learner.rung)[0], f"memory ran out ({text})")
+            self._descend(below[0], f"memory ran out ({text})")
 
     def _descend(self, rung: Rung, why: str) -> None:
-        descent = Descent(self.learner.rung, rung, why)
+        descent = Descent(self.learner.standing(), self.learner.standing(rung), why)
         self.learner.stand_on(rung)
         release(self._device)
         self.say(descent)

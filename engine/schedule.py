@@ -14,6 +14,11 @@ def temperature(config: SearchConfig, epoch: int) -> float:
     return config.tau_max - (config.tau_max - config.tau_min) * epoch / (config.epochs - 1)
 
 
+def sampled(config: SearchConfig, epoch: int) -> int:
+    """K of an epoch: `k_stages` over equal shares of the epochs (ours)."""
+    return config.k_stages[epoch * len(config.k_stages) // config.epochs]
+
+
 def learning_rate(config: SearchConfig, epoch: int) -> float:
     """SGD's learning rate, a half cosine from lr towards lr_min (DARTS)."""
     return config.lr_min + 0.5 * (config.lr - config.lr_min) * (1 + math.cos(math.pi * epoch / config.epochs))

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from ..profiles.budget import parse as parse_budget
 from ..profiles.device import process_rss_bytes
-from ..profiles.errors import BudgetError, ProfileError
+from ..profiles.errors import BudgetError
 from ..profiles.room import ReadRoom
-from . import checkpoint, probe, rundir, schedule
+from . import checkpoint, rundir, schedule
 from .assembly import build_learner
 from .batches import Batch, Batches, dataset_fingerprint, split_halves
+from .budgeting import guard_of, probed
 from .config import SearchConfig
 from .data import load
 from .derive import derive, skip_count
@@ -29,7 +29,7 @@ from .environment import environment
 from .errors import CheckpointError, InterruptedSearchError, NumericsError, RunFolderError
 from .evaluate import evaluate, genotype_paths
 from .genotype import Genotype
-from .guard import Descent, Forecast, Guard, context_bytes, room_of
+from .guard import Descent, Guard, context_bytes, room_of
 from .images import FolderImages
 from .implementation import device_of
 from .progress import Progress
@@ -37,7 +37,6 @@ from .recording import Recording
 from .report import write_report
 from .report_figures import SKIP_ALARM
 from .rundir import MetricsWriter, RunFolder
-from .rung import fewest_images
 from .signals import StopFlag
 from .space import space_named
 from .steps import AlphaResult, Moment, WeightResult
@@ -159,6 +158,7 @@ class _Run:
                     {"kind": "event", "step": self.step, "what": "resumed", "detail": f"from {start.path.name}"}
                 )
             self.guard = self._guard(resumed=start is not None)
+            self.learner.follow(schedule.sampled(self.config, min(self._epoch(), self.config.epochs - 1)))
             if self.config.budget and start is None:
                 self._fit()
                 self._probe()
@@ -169,40 +169,20 @@ class _Run:
             return self._finish()
 
     def _guard(self, *, resumed: bool) -> Guard:
-        config, device = self.config, self.device
-        forecast = Forecast(
-            config,
-            classes=self.num_classes,
-            impl=self.impl,
-            cuda=device.type == "cuda",
-            graph=self.learner.graphs is not None,
-        )
-        self.probe_key = probe.key_of(config, device, self.impl)
-        forecast.correction = max(1.0, probe.known_ratio(self.probe_key)) if config.budget else 1.0
-        return Guard(
-            self.learner, forecast, parse_budget(config.budget) if config.budget else None, self.read_room,
-            fewest=fewest_images(config, self.learner.net.skeleton.stride),
-            say=self._say_descent, context_bytes=self.context_bytes, resumed=resumed,
+        return guard_of(
+            self.config, self.learner, self.device, classes=self.num_classes, impl=self.impl,
+            read_room=self.read_room, context_bytes=self.context_bytes, resumed=resumed, say=self._say_descent,
         )  # fmt: skip
 
     def _probe(self) -> None:
-        """Hold the prediction against one real step before the first, and correct it by what comes out."""
-        forecast, rung = self.guard.forecast, self.learner.rung
-        predicted_bytes, peak = forecast.plain(rung)
-        config = forecast.config_on(rung)
-        result = probe.probe(
-            config, self.device, classes=self.num_classes,
-            predicted_bytes=predicted_bytes - forecast.rest_bytes(rung), split_bytes=peak.split_bytes,
-        )  # fmt: skip
+        """Hold the prediction against one real step before the first."""
+        result, warning = probed(self.config, self.guard, self.device, classes=self.num_classes, impl=self.impl)
         self.folder.write_json(rundir.PROBE, result.to_dict())
         self.progress.note(result.line())
         if result.missed:
             self._write({"kind": "event", "step": 0, "what": "prediction missed", "detail": result.line()})
-        forecast.correction = max(forecast.correction, result.ratio)
-        try:
-            probe.keep(self.probe_key, result)
-        except ProfileError as error:
-            self.progress.note(f"warning: {error}")
+        if warning is not None:
+            self.progress.note(f"warning: {warning}")
 
     def _fit(self) -> None:
         """Step down as far as the step to come needs it."""
@@ -217,8 +197,20 @@ class _Run:
         self.progress.note(f"step {self.at}: {descent}")
         self._write({"kind": "event", "step": self.at, "what": "stepped down", "detail": str(descent)})
 
+    def _epoch(self) -> int:
+        """Of the step to come."""
+        return self.step // self.steps_per_epoch
+
+    def _follow_schedule(self) -> None:
+        before, k = self.learner.sampler.k, schedule.sampled(self.config, self._epoch())
+        self.learner.follow(k)
+        if self.learner.sampler.k != before:
+            detail = f"K={self.learner.sampler.k} instead of {before}"
+            self.progress.note(f"epoch {self._epoch() + 1}: {detail}, as k_schedule says")
+            self._write({"kind": "event", "step": self.step + 1, "what": "K of the schedule", "detail": detail})
+
     def _moment(self) -> Moment:
-        epoch = self.step // self.steps_per_epoch
+        epoch = self._epoch()
         return Moment(
             self.step,
             schedule.temperature(self.config, epoch),
@@ -229,9 +221,11 @@ class _Run:
 
     def _one_step(self) -> None:
         """One alpha step (after the warm-up) and one W step, with everything that a user may want to see of them."""
-        moment, epoch = self._moment(), self.step // self.steps_per_epoch
-        self._fit()
+        moment, epoch = self._moment(), self._epoch()
         first = self.step % self.steps_per_epoch == 0
+        if first:
+            self._follow_schedule()
+        self._fit()
         begin = time.perf_counter()
         alpha: AlphaResult | None = None
         images = 0

@@ -6,6 +6,7 @@ of the other, each with a fresh draw.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -79,7 +80,8 @@ class Learner:
         graphs: whether to run steps as CUDA graphs; needs `impl="triton"`.
 
     Attributes:
-        rung: micro-batches, activation policies and K of the steps to come; `stand_on` changes it.
+        rung: micro-batches, activation policies and the largest K of the steps to come; `stand_on` changes it.
+        scheduled_k: the K that the schedule asks for; `follow` changes it.
     """
 
     def __init__(
@@ -91,7 +93,7 @@ class Learner:
         self.all_gradients = all_gradients
         self.guidance = Guidance(config, net, sampler)
         self.passes = Passes(config, net, self.guidance, all_gradients=all_gradients)
-        self.rung = Rung.of(config)
+        self.rung, self.scheduled_k = Rung.of(config), config.k
         self._alphas = list(sampler.parameters())
         # Running mean of the losses that the score estimator compares with; NaN before the first.
         self.score_baseline = self._alphas[0].new_full((), math.nan, requires_grad=False)
@@ -104,11 +106,26 @@ class Learner:
         )
 
     def stand_on(self, rung: Rung) -> None:
-        """Take the steps to come with these micro-batches, policies and K; captured graphs are dropped."""
+        """Take the steps to come with these micro-batches and policies, at most this K; captured graphs are dropped."""
         self.rung = rung
         if not self.net.plain:
             self.net.policies = rung.policies
-        self.sampler.k, self.passes.accumulate = rung.k, rung.accumulate
+        self.passes.accumulate = rung.accumulate
+        self._sample()
+
+    def follow(self, k: int) -> None:
+        """Sample as many operations as the schedule says, or as many as the rung allows."""
+        if k != self.scheduled_k:
+            self.scheduled_k = k
+            self._sample()
+
+    def standing(self, rung: Rung | None = None) -> Rung:
+        """A rung, by default the present one, with the K that steps on it have just now."""
+        rung = self.rung if rung is None else rung
+        return dataclasses.replace(rung, k=min(rung.k, self.scheduled_k))
+
+    def _sample(self) -> None:
+        self.sampler.k = self.standing().k
         if self.graphs is not None:
             self.graphs = StepGraphs(self.net.classifier.weight.device)
 

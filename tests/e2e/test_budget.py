@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -225,6 +226,22 @@ def test_where_nothing_fits_the_three_numbers_are_told_and_resume_goes_on(whole,
     assert checkpoint.load(run, demo(**SIZES, budget="auto")).step == 2
     resume(run, read_room=lambda: enough)
     assert rows_of(run, "step") == rows_of(whole, "step")
+
+
+def test_a_budget_is_held_against_the_k_of_the_schedule(tmp_path, monkeypatch):
+    """All that the first stage needs fits; the second is only entered one step down."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    sizes = SIZES | {"mode": "union", "k_schedule": "1,4,1", "k": 4}
+    forecast = forecast_of(sizes)
+    first = Rung.of(forecast.config)
+    small_bytes, large_bytes = (forecast.bytes(dataclasses.replace(first, k=k)) for k in (1, 4))
+    assert large_bytes > 1.2 * small_bytes
+    budget_bytes = (small_bytes + large_bytes) // 2
+    # The probe takes the dearest step of the whole search and corrects to no less than was predicted.
+    search(demo(**sizes, budget=f"{budget_bytes}B"), out=tmp_path / "run")
+    events = [(row["step"], row["what"]) for row in rows_of(tmp_path / "run", "event")]
+    assert events == [(4, "K of the schedule"), (4, "stepped down"), (7, "K of the schedule")]
+    assert [row["step"] for row in rows_of(tmp_path / "run", "step")] == list(range(1, 10))
 
 
 @pytest.mark.parametrize(

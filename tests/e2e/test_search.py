@@ -95,6 +95,21 @@ def test_resume_from_every_step_is_bit_for_bit(whole, tmp_path, step):
     assert_same(run, whole)
 
 
+def test_k_follows_its_schedule_through_a_resume(tmp_path):
+    config = demo(**TINY, k_schedule="1,4,2")
+    search(config, out=tmp_path / "whole")
+    events = [row for row in read_metrics(tmp_path / "whole" / "metrics.jsonl") if row["kind"] == "event"]
+    assert [(row["step"], row["detail"]) for row in events] == [(4, "K=4 instead of 1"), (7, "K=2 instead of 4")]
+    for step in (3, 5):
+        run = tmp_path / f"from-{step}"
+        shutil.copytree(tmp_path / "whole", run)
+        for folder in (run / "checkpoints").iterdir():
+            if int(folder.name.removeprefix("step-")) > step:
+                shutil.rmtree(folder)
+        resume(run)
+        assert without_times(run) == without_times(tmp_path / "whole")
+
+
 def test_another_seed_differs(whole, tmp_path):
     search(demo(**TINY, seed=1), out=tmp_path / "run")
     assert without_times(tmp_path / "run") != without_times(whole)

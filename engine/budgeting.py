@@ -1,0 +1,65 @@
+"""A search's guard and its probe, made from its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from ..profiles.budget import parse
+from ..profiles.errors import ProfileError
+from ..profiles.room import ReadRoom
+from . import probe
+from .config import SearchConfig
+from .guard import Descent, Forecast, Guard
+from .implementation import Impl
+from .rung import fewest_images
+from .steps import Learner
+
+
+def guard_of(
+    config: SearchConfig, learner: Learner, device: torch.device, *, classes: int, impl: Impl, read_room: ReadRoom,
+    context_bytes: int, resumed: bool, say: Callable[[Descent], None],
+) -> Guard:  # fmt: skip
+    """The guard of a search; where there is a budget, its forecast is corrected by what this device showed before.
+
+    Args:
+        config, learner, device: of the search.
+        classes: of its data set.
+        impl: what computes its cells.
+        read_room, context_bytes, resumed, say: see `Guard`.
+
+    Raises:
+        BudgetError: as `Guard`.
+    """
+    graph = learner.graphs is not None
+    forecast = Forecast(config, classes=classes, impl=impl, cuda=device.type == "cuda", graph=graph)
+    if config.budget:
+        forecast.correction = max(1.0, probe.known_ratio(probe.key_of(config, device, impl)))
+    return Guard(
+        learner, forecast, parse(config.budget) if config.budget else None, read_room,
+        fewest=fewest_images(config, learner.net.skeleton.stride), say=say, context_bytes=context_bytes,
+        resumed=resumed,
+    )  # fmt: skip
+
+
+def probed(
+    config: SearchConfig, guard: Guard, device: torch.device, *, classes: int, impl: Impl
+) -> tuple[probe.ProbeResult, str | None]:
+    """One real step of the dearest sample against its prediction; corrects the guard's forecast and is kept.
+
+    Returns:
+        What came out, and why it could not be kept, if so.
+    """
+    forecast, rung = guard.forecast, guard.learner.rung
+    predicted_bytes, peak = forecast.plain(rung)
+    result = probe.probe(
+        forecast.config_on(rung), device, classes=classes,
+        predicted_bytes=predicted_bytes - forecast.rest_bytes(rung), split_bytes=peak.split_bytes,
+    )  # fmt: skip
+    forecast.correction = max(forecast.correction, result.ratio)
+    try:
+        probe.keep(probe.key_of(config, device, impl), result)
+    except ProfileError as error:
+        return result, str(error)
+    return result, None
