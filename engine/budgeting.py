@@ -13,6 +13,7 @@ from . import probe
 from .config import SearchConfig
 from .guard import Descent, Forecast, Guard
 from .implementation import Impl
+from .measured import keep, key_of, known_ratio
 from .rung import fewest_images
 from .steps import Learner
 
@@ -35,7 +36,7 @@ def guard_of(
     graph = learner.graphs is not None
     forecast = Forecast(config, classes=classes, impl=impl, cuda=device.type == "cuda", graph=graph)
     if config.budget:
-        forecast.correction = max(1.0, probe.known_ratio(probe.key_of(config, device, impl)))
+        forecast.correction = max(1.0, known_ratio(key_of(config, device, impl)))
     return Guard(
         learner, forecast, parse(config.budget) if config.budget else None, read_room,
         fewest=fewest_images(config, learner.net.skeleton.stride), say=say, context_bytes=context_bytes,
@@ -58,8 +59,10 @@ def probed(
         predicted_bytes=predicted_bytes - forecast.rest_bytes(rung), split_bytes=peak.split_bytes,
     )  # fmt: skip
     forecast.correction = max(forecast.correction, result.ratio)
+    if result.measured_bytes is None:
+        return result, None
     try:
-        probe.keep(probe.key_of(config, device, impl), result)
+        keep(key_of(config, device, impl), predicted_bytes=result.predicted_bytes, measured_bytes=result.measured_bytes)
     except ProfileError as error:
         return result, str(error)
     return result, None

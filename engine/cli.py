@@ -104,6 +104,8 @@ def _add_plan(commands: Any) -> None:
     _add_configuration(plan)
     plan.add_argument("--dtype", default=argparse.SUPPRESS, metavar="{" + ",".join(choices("dtype")) + "}",
                       help=FIELDS["dtype"].metadata["help"])  # fmt: skip
+    plan.add_argument("--k-schedule", default=argparse.SUPPRESS, metavar="{grow,shrink,LIST}",
+                      help=FIELDS["k_schedule"].metadata["help"])  # fmt: skip
     plan.add_argument("--gpu", metavar="NAME", help="as rtx-4090, or auto, or cpu (default: what is here)")
     plan.add_argument(
         "--budget", default="auto", metavar="SIZE", help="10GiB, 80%% or auto (default), all that is free"

@@ -145,12 +145,7 @@ class SearchConfig:
         Raises:
             ConfigError: for a schedule that is neither a name nor a list of numbers.
         """
-        if not self.k_schedule:
-            return (self.k,)
-        doubling = (*(1 << n for n in range(self.k.bit_length()) if 1 << n < self.k), self.k)
-        if self.k_schedule in ("grow", "shrink"):
-            return doubling if self.k_schedule == "grow" else doubling[::-1]
-        return ks_listed(self.k_schedule)
+        return stages_of(self.k, self.k_schedule)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2)
@@ -163,6 +158,16 @@ TYPES = get_type_hints(SearchConfig)
 def choices(name: str) -> tuple[str, ...]:
     """The values a key is limited to, or () where any value of its type may be tried."""
     return get_args(TYPES[name]) if get_origin(TYPES[name]) is Literal else ()
+
+
+def stages_of(k: int, schedule: str) -> tuple[int, ...]:
+    """What `k_stages` is for a largest K and a `k_schedule`. Raises ConfigError as that does."""
+    if schedule == "":
+        return (k,)
+    doubling = (*(1 << n for n in range(k.bit_length()) if 1 << n < k), k)
+    if schedule in ("grow", "shrink"):
+        return doubling if schedule == "grow" else doubling[::-1]
+    return ks_listed(schedule)
 
 
 def ks_listed(text: str) -> tuple[int, ...]:

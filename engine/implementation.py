@@ -24,34 +24,50 @@ def device_of(config: SearchConfig) -> torch.device:
 
 
 def resolve(config: SearchConfig, device: torch.device) -> tuple[Impl, str | None]:
+    """`choose` on a device that is here."""
+    if device.type == "cpu":
+        return choose(config, "cpu", no_triton=backend.why_not_triton(device), no_native=backend.why_not_native())
+    return choose(config, device.type, no_triton=backend.why_not_triton(device))
+
+
+def choose(
+    config: SearchConfig, device_type: str, *, no_triton: str | None, no_native: str | None = None
+) -> tuple[Impl, str | None]:
     """The implementation, and one line on why it is not the quickest where `auto` had to fall back.
+
+    Args:
+        config: impl, dtype, gate and policy are read.
+        device_type: cpu or cuda.
+        no_triton, no_native: why the device cannot run these, None where it can.
 
     Raises:
         ConfigError: where the implementation that was asked for cannot run; bf16 maps need `triton`.
     """
-    reason = _why_not_triton(config, device)
-    asked = config.impl
+    reason, asked = _why_not_triton(config) or no_triton, config.impl
+    missing = "it is for CPU tensors" if device_type != "cpu" else no_native
     if asked == "triton" or config.dtype == "bfloat16":
         if reason is not None:
-            what = 'impl = "triton" cannot run' if asked == "triton" else "bfloat16 maps need the Triton kernels"
-            raise ConfigError(what, got=reason, allowed="impl auto, native or reference in float32", next="--impl auto")
+            wide = config.dtype != "bfloat16"
+            raise ConfigError(
+                'impl = "triton" cannot run' if wide else "bfloat16 maps need the Triton kernels", got=reason,
+                allowed="impl auto, native or reference in float32",
+                next="--impl auto" if wide else "--set dtype=float32",
+            )  # fmt: skip
         return "triton", None
     if asked == "native":
-        missing = "it is for CPU tensors" if device.type != "cpu" else backend.why_not_native()
         if missing is not None:
             raise ConfigError('impl = "native" cannot run', got=missing, allowed="auto, reference", next="--impl auto")
         return "native", None
     if asked == "reference":
         return "reference", None
-    if device.type == "cuda":
-        return ("triton", None) if reason is None else ("reference", f"cells run in plain PyTorch: {reason}")
-    missing = backend.why_not_native()
-    return ("native", None) if missing is None else ("reference", f"cells run in plain PyTorch: {missing}")
+    best: Impl = "native" if device_type == "cpu" else "triton"
+    lacking = missing if device_type == "cpu" else reason
+    return (best, None) if lacking is None else ("reference", f"cells run in plain PyTorch: {lacking}")
 
 
-def _why_not_triton(config: SearchConfig, device: torch.device) -> str | None:
+def _why_not_triton(config: SearchConfig) -> str | None:
     if config.gate == "recompute":
         return "gate recompute runs operations that were not sampled, which only the host can know"
     if config.policy == "autograd":
         return "policy autograd is the plain path"
-    return backend.why_not_triton(device)
+    return None

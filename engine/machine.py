@@ -40,6 +40,7 @@ class Machine:
         flops: peak operations per second by dtype; bfloat16 is missing where it has no unit for it.
         arch: compute capability as 89, None for a processor or where nothing tells it.
         context_bytes, workspace_bytes: see `Prediction`.
+        model, driver: the device's name and driver as measurements are kept under; "" for one that is not here.
         notes: what the user should know of where this comes from, one line each.
     """
 
@@ -52,6 +53,8 @@ class Machine:
     arch: int | None = None
     context_bytes: int = 0
     workspace_bytes: int = 0
+    model: str = ""
+    driver: str = ""
     notes: tuple[str, ...] = ()
 
     def bytes_of(self, budget: Budget) -> int:
@@ -91,7 +94,7 @@ def processor(*notes: str) -> Machine:
     return Machine(
         f"{facts.model}, {facts.cores} cores", False, room.total_bytes,
         min(room.total_bytes, room.free_bytes + held_bytes), bytes_per_s,
-        {"float32": flops, "float64": flops / 2}, context_bytes=held_bytes, notes=notes,
+        {"float32": flops, "float64": flops / 2}, context_bytes=held_bytes, model=facts.model, notes=notes,
     )  # fmt: skip
 
 
@@ -99,7 +102,7 @@ def _of_table(gpu: TableGpu) -> Machine:
     notes = (f"{gpu.key}: {gpu.source}; all of its memory taken to be free",)
     return Machine(
         gpu.name, True, gpu.memory_bytes, gpu.memory_bytes, gpu.bandwidth_bytes_per_s, _flops(gpu),
-        int(gpu.arch.removeprefix("sm_")), CONTEXT_BYTES, WORKSPACE_BYTES, notes,
+        int(gpu.arch.removeprefix("sm_")), CONTEXT_BYTES, WORKSPACE_BYTES, notes=notes,
     )  # fmt: skip
 
 
@@ -115,7 +118,7 @@ def _of_nvml(gpu: GpuFacts, notes: tuple[str, ...]) -> Machine:
     flops = {"float32": fp32, "float64": fp32 / 2, "bfloat16": 2 * fp32} if known is None else _flops(known)
     return Machine(
         gpu.name, True, gpu.memory_bytes, gpu.free_bytes, known.bandwidth_bytes_per_s if known else bytes_per_s, flops,
-        arch, CONTEXT_BYTES, WORKSPACE_BYTES, notes,
+        arch, CONTEXT_BYTES, WORKSPACE_BYTES, gpu.name, gpu.driver, notes,
     )  # fmt: skip
 
 

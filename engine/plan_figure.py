@@ -42,10 +42,10 @@ def plan_figure(made: SearchPlan) -> Figure:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
     axes.set_xlabel("K, operations sampled per edge")
     axes.set_ylabel(f"predicted peak of a step, {name}")
-    config, batch = made.config, made.rows[0].setting.batch if made.rows else made.config.batch
+    config, shown = made.config, made.rows[0].setting if made.rows else made.plan.setting
     axes.set_title(
-        f"{config.space}, C={config.channels}, {config.layers} cells, {config.image} px, batch {batch}, "
-        f"{config.dtype}\n{made.machine.name}", loc="left", fontsize=9, color=INK,
+        f"{config.space}, C={config.channels}, {config.layers} cells, {config.image} px, batch {shown.batch}, "
+        f"{shown.dtype}\n{made.machine.name}", loc="left", fontsize=9, color=INK,
     )  # fmt: skip
     _legend(figure, made)
     return figure

@@ -10,6 +10,7 @@ from ..profiles.errors import in_words
 from ..profiles.planner import MARGIN, Setting
 from ..profiles.predictor import Prediction
 from ..profiles.trace import CATEGORIES
+from .config import FIELDS
 from .method import method_named
 from .planning import Row, SearchPlan
 
@@ -40,11 +41,16 @@ def text(made: SearchPlan, files: Mapping[str, str]) -> str:
         f"budget {made.budget} = {in_words(made.budget_bytes)}, {MARGIN:.0%} of it stay free",
         *(f"note: {note}" for note in made.machine.notes),
     ]
+    if made.target.correction != 1:
+        lines.append(
+            f"note: this device took up to {made.target.correction:.3f} of what was predicted; held against that"
+        )
     if made.rows:
         lines += ["", *_table(made), ""]
     lines += [
         *_decided(made),
         *(f"why: {reason}" for reason in made.plan.why),
+        *_variation(made),
         f"to search with it: msgdas search with the same options and {_flags(made)}",
     ]
     setting = made.plan.setting
@@ -55,12 +61,27 @@ def text(made: SearchPlan, files: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
+def _variation(made: SearchPlan) -> Iterator[str]:
+    """How the peak differs from stage to stage of a K schedule, and from sample to sample."""
+    if len(made.stages) > 1:
+        peaks = ", ".join(f"{in_words(found.needed_bytes)} with {k}" for k, found in made.stages)
+        yield f"K schedule, equal shares of the epochs: {peaks}"
+    if made.spread_bytes:
+        low, middle, high = (made.spread_bytes[at] for at in (0, len(made.spread_bytes) // 2, -1))
+        yield (
+            f"samples: {len(made.spread_bytes)} draws from the first alpha take {in_words(low)} to {in_words(high)}, "
+            f"median {in_words(middle)}; planned is the dearest, {in_words(made.plan.prediction.allocator_bytes)}"
+        )
+    elif made.target.impl == "triton":
+        yield "samples: the kernels take the same for every sample, so that the peak does not drift with alpha"
+
+
 def _flags(made: SearchPlan) -> str:
     """The plan as options of `msgdas search`, without those that the method fixes."""
     setting, fixed = made.plan.setting, method_named(made.config.method).fixed
     return " ".join(
         f"--{name} {getattr(setting, name)}" for name in ("k", "batch", "policy", "mode") if name not in fixed
-    )
+    ) + (f" --set dtype={setting.dtype}" if setting.dtype != FIELDS["dtype"].default else "")
 
 
 def _table(made: SearchPlan) -> Iterator[str]:
@@ -122,6 +143,9 @@ def as_dict(made: SearchPlan) -> dict[str, Any]:
         "budget": str(made.budget), "budget_bytes": made.budget_bytes, "margin": MARGIN,
         "impl": made.target.impl, "graph": made.target.graph,
         "plan": {**_setting(made.plan.setting), **_prediction(made.plan.prediction), "why": list(made.plan.why)},
+        "correction": made.target.correction,
+        "stages": [{"k": k, **_prediction(found)} for k, found in made.stages],
+        "spread_bytes": list(made.spread_bytes),
         "rows": [
             {"method": row.method, **_setting(row.setting), **_prediction(row.prediction),
              "largest_batch": row.largest_batch}

@@ -6,8 +6,9 @@ Nothing is run: the step is traced on tensors without data (see `prediction`).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import multiprocessing
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +16,15 @@ from pathlib import Path
 import torch
 
 from ..profiles.budget import Budget
-from ..profiles.errors import BudgetError
-from ..profiles.planner import MARGIN, Choices, Plan, Setting, Surface, plan, usable_bytes
+from ..profiles.planner import MARGIN, Choices, Plan, Setting, Surface, best_of, plan, usable_bytes
 from ..profiles.predictor import Prediction, Speed
-from .config import POLICIES, SearchConfig, build
+from .config import POLICIES, SearchConfig, build, stages_of
 from .errors import ConfigError
-from .implementation import resolve
+from .implementation import choose, resolve
 from .machine import GRAPH_LAUNCH_S, HOST_LAUNCH_S, OLDEST_TRITON_ARCH, Machine
+from .measured import device_ratio
 from .method import METHODS, method_named
-from .prediction import Impl, QuickProbe, SearchProbe, Target
+from .prediction import TOLERANCES, Impl, QuickProbe, SearchProbe, StagedProbe, Target, spread
 from .space import space_named
 
 # What a plan decides where the user did not.
@@ -33,6 +34,8 @@ BY_MEMORY = tuple(reversed(POLICIES))
 # A larger batch than this many times the recipe's is not taken for the sake of speed alone: its learning rates are
 # for the recipe's (ours).
 MOST_GROWTH = 16
+# Draws from the first alpha whose memory is told beside the worst (ours).
+SPREAD_DRAWS = 12
 CLASSES = {"cifar100": 100}
 # Of a folder of images that is not there.
 IMAGENET_CLASSES = 1000
@@ -67,6 +70,8 @@ class SearchPlan:
         target: how the machine runs it.
         plan: the choice and its reasons.
         most_batch: the largest batch that was looked at.
+        stages: K of the schedule and what is predicted for it, in the order of the search; one without a schedule.
+        spread_bytes: peaks of some draws, in rising order; empty where every sample takes the same.
         rows: the table, empty unless it was asked for.
     """
 
@@ -77,6 +82,8 @@ class SearchPlan:
     target: Target
     plan: Plan
     most_batch: int
+    stages: tuple[tuple[int, Prediction], ...] = ()
+    spread_bytes: tuple[int, ...] = ()
     rows: tuple[Row, ...] = ()
 
     @property
@@ -116,7 +123,10 @@ class Planner:
             self.probe: SearchProbe = like.probe.of(config)
         else:
             self.probe = SearchProbe(config, self.target, classes=classes_of(config))
-        self.surface = Surface(QuickProbe(self.probe))
+        quick = QuickProbe(self.probe)
+        self.surface = Surface(quick)
+        self._exact = StagedProbe(functools.cache(self.probe), config)
+        self._stages = Surface(StagedProbe(quick, config)) if config.k_schedule else self.surface
 
     def plan(self) -> SearchPlan:
         """The plan, held to a trace of exactly that step.
@@ -125,9 +135,35 @@ class Planner:
             BudgetError: nothing fits.
         """
         choices = self.choices()
-        found = plan(self.surface, self.budget_bytes, choices, exact=self.probe)
+        found = plan(self._stages, self.budget_bytes, choices, exact=self._exact)
+        if self.dtypes != (self.config.dtype,):
+            why = f"{self.dtypes[0]}: half the bytes of {self.config.dtype}, which --dtype {self.config.dtype} keeps"
+            found = dataclasses.replace(found, why=(*found.why, why))
         config = dataclasses.replace(self.config, **dataclasses.asdict(found.setting))
-        return SearchPlan(config, self.machine, self.budget, self.budget_bytes, self.target, found, choices.max_batch)
+        by_k = self._exact.stages(*dataclasses.astuple(found.setting))
+        return SearchPlan(
+            config, self.machine, self.budget, self.budget_bytes, self.target, found, choices.max_batch,
+            tuple((k, by_k[k]) for k in config.k_stages),
+        )  # fmt: skip
+
+    def spread(self, made: SearchPlan) -> tuple[int, ...]:
+        """Peaks of SPREAD_DRAWS draws with a plan; none where kernels take the same for every sample."""
+        config = dataclasses.replace(made.config, k_schedule="")
+        if self.target.impl == "triton" and config.policy != "autograd":
+            return ()
+        return tuple(spread(self.probe, config, SPREAD_DRAWS))
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """The dtype that was asked for; where it is free, bfloat16 if the device computes in it at least as fast.
+
+        Its maps are half as large, so that it is then leaner and quicker whatever else is chosen.
+        """
+        flops = {dtype: speed.flops for dtype, speed in self.target.speeds.items()}
+        asked = self.config.dtype
+        if "dtype" in self.pins or self.target.impl != "triton" or flops.get("bfloat16", 0.0) < flops[asked]:
+            return (asked,)
+        return ("bfloat16",)
 
     def choices(self) -> Choices:
         """What is free."""
@@ -138,17 +174,20 @@ class Planner:
         batches = (config.batch, config.batch) if "batch" in pins else (2, most)
         policies = (config.policy,) if "policy" in pins or config.policy == "autograd" else BY_MEMORY
         modes: Sequence[str] = (config.mode,) if "mode" in pins else ("union", "subgraphs")
-        ks: Sequence[int] = (config.k,) if "k" in pins else ks_of(config)
+        ks: Sequence[int] = (config.k,) if "k" in pins or config.k_schedule[:1].isdigit() else ks_of(config)
         if config.teacher == "ensemble":
             modes, ks = ("subgraphs",), [k for k in ks if k > 1]
-        dtypes = (config.dtype,)
+        ks = [k for k in ks if len(stages_of(k, config.k_schedule)) <= config.epochs]
+        if config.teacher == "ensemble":
+            modes, ks = ("subgraphs",), [k for k in ks if k > 1]
+        ks = [k for k in ks if len(stages_of(k, config.k_schedule)) <= config.epochs]
         return Choices(
-            tuple(ks), config.batch, batches[1], batches[0], policies, tuple(modes), dtypes,
+            tuple(ks), config.batch, batches[1], batches[0], policies, tuple(modes), self.dtypes,
             cells=config.layers if len(policies) > 1 else 0,
         )  # fmt: skip
 
-    def rows(self) -> list[Row]:
-        """Every mode, K and policy, at the wanted batch.
+    def rows(self, policies: Collection[str] | None = None) -> list[Row]:
+        """Every mode and K at the wanted batch, for all policies or some.
 
         One sub-graph after the other takes the same memory for every K, so that the largest stands for all.
         """
@@ -158,13 +197,28 @@ class Planner:
         for mode in choices.modes:
             alone = mode == "subgraphs" and config.execution == "sequential"
             for k in choices.ks[-1:] if alone else choices.ks:
-                for policy in choices.policies:
-                    setting = Setting(k, config.batch, policy, mode, config.dtype)
+                for policy in choices.policies if policies is None else policies:
+                    setting = Setting(k, config.batch, policy, mode, self.dtypes[0])
                     most = max(config.batch, choices.max_batch)
                     largest = self.surface.largest_batch(setting, 2, most, limit_bytes)
                     batch = None if largest is None else largest.batch
                     found.append(Row(config.method, setting, self.surface.at(setting), batch))
         return found
+
+    def survey(self, policy: str, *, planned: bool) -> list[dict[Setting, Prediction]]:
+        """What `rows`, and `plan` where it is `planned`, will ask of one policy."""
+        self.rows((policy,))
+        if planned:
+            best_of(self._stages, policy, self.choices(), usable_bytes(self.budget_bytes, MARGIN))
+        return [surface.known for surface in self._surfaces()]
+
+    def learn(self, surveyed: Sequence[Mapping[Setting, Prediction]]) -> None:
+        """Take over what a survey in another process found."""
+        for surface, known in zip(self._surfaces(), surveyed, strict=True):
+            surface.known.update(known)
+
+    def _surfaces(self) -> list[Surface]:
+        return [self.surface, self._stages]
 
 
 def plan_search(
@@ -191,34 +245,39 @@ def plan_search(
     for method in methods:
         if method not in planners:
             planners[method] = Planner(_with_method(config, method), machine, budget, pins, like=mine)
-    others = [method for method in methods if method != config.method]
-    if workers == 1 or not others:
-        made = mine.plan()
-        rows = [row for method in methods for row in planners[method].rows()]
-    else:
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _planners.update, (planners,)) as pool:
-            waiting = [pool.submit(_rows, method) for method in others]
-            try:
-                made = mine.plan()
-            except BudgetError:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-            rows = mine.rows() if config.method in methods else []
-            rows += [row for method in waiting for row in method.result()]
-    return dataclasses.replace(made, rows=tuple(sorted(rows, key=lambda row: methods.index(row.method))))
+    if workers > 1 and methods:
+        _survey_together(planners, mine, workers)
+    made = mine.plan()
+    if not methods:
+        return made
+    rows = tuple(row for method in methods for row in planners[method].rows())
+    return dataclasses.replace(made, spread_bytes=mine.spread(made), rows=rows)
+
+
+def _survey_together(planners: Mapping[str, Planner], mine: Planner, workers: int) -> None:
+    """Let every process survey some policies of some methods; this one takes every other policy of the plan's own."""
+    tasks = [(method, policy) for method, planner in planners.items() for policy in planner.choices().policies]
+    ours = [(method, policy) for method, policy in tasks if planners[method] is mine][::2]
+    fork = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(workers - 1, fork, _planners.update, (planners,)) as pool:
+        theirs = {task: pool.submit(_survey, *task, planners[task[0]] is mine) for task in tasks if task not in ours}
+        for _, policy in ours:
+            mine.survey(policy, planned=True)
+        for (method, _), future in theirs.items():
+            planners[method].learn(future.result())
 
 
 # Of a forked process: its planners by method.
 _planners: dict[str, Planner] = {}
 
 
-def _rows(method: str) -> list[Row]:
-    return _planners[method].rows()
+def _survey(method: str, policy: str, planned: bool) -> list[dict[Setting, Prediction]]:
+    return _planners[method].survey(policy, planned=planned)
 
 
 def _with_method(config: SearchConfig, name: str) -> SearchConfig:
     """The configuration with another method's settings."""
-    values = dataclasses.asdict(config)
+    values = dataclasses.asdict(config) | {"k_schedule": ""}
     for key in {**method_named(config.method).fixed, **method_named(name).fixed}:
         del values[key]
     return build(values, {"method": name})
@@ -248,34 +307,28 @@ def classes_of(config: SearchConfig) -> int:
 
 
 def target_of(config: SearchConfig, machine: Machine) -> Target:
-    """How a machine would run a search.
+    """How a machine would run a search, corrected by what it measured before.
 
     Raises:
         ConfigError: `impl` or `dtype` cannot be had there.
     """
     impl: Impl
     if machine.cuda:
-        impl = _gpu_impl(config, machine)
+        old = machine.arch is not None and machine.arch < OLDEST_TRITON_ARCH
+        reason = f"{machine.name} is older than the kernels' sm_{OLDEST_TRITON_ARCH}" if old else None
+        impl, _ = choose(config, "cuda", no_triton=reason)
     else:
         impl, _ = resolve(config, torch.device("cpu"))
     graph = config.graph and impl == "triton"
     launch_s = GRAPH_LAUNCH_S if graph else HOST_LAUNCH_S
     speeds = {dtype: Speed(machine.bytes_per_s, flops, launch_s) for dtype, flops in machine.flops.items()}
-    if config.dtype not in speeds or (config.dtype == "bfloat16" and impl != "triton"):
+    if config.dtype not in speeds:
         raise ConfigError(
             f"{config.dtype} maps cannot run on {machine.name}", got=f"dtype {config.dtype}",
-            allowed="float32, float64", next="--dtype float32",
+            allowed=", ".join(speeds), next="--dtype float32",
         )  # fmt: skip
-    return Target(machine.name, machine.cuda, impl, graph, speeds, machine.context_bytes, machine.workspace_bytes)
-
-
-def _gpu_impl(config: SearchConfig, machine: Machine) -> Impl:
-    """As `implementation.resolve` would say there, without the GPU."""
-    old = machine.arch is not None and machine.arch < OLDEST_TRITON_ARCH
-    plain = old or config.gate == "recompute" or config.policy == "autograd"
-    if config.impl == "native" or (config.impl == "triton" and plain):
-        raise ConfigError(
-            f'impl = "{config.impl}" cannot run on {machine.name}', got=f"gate {config.gate}, policy {config.policy}",
-            allowed="impl auto or reference", next="--impl auto",
-        )  # fmt: skip
-    return "reference" if plain or config.impl == "reference" else "triton"
+    tolerance = TOLERANCES["cuda" if machine.cuda else "cpu"]
+    return Target(
+        machine.name, machine.cuda, impl, graph, speeds, machine.context_bytes, machine.workspace_bytes,
+        device_ratio(machine.model, machine.driver, tolerance) if machine.model else 1.0,
+    )  # fmt: skip

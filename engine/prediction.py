@@ -16,12 +16,14 @@ from typing import Any, Literal
 
 import torch
 
+from ..profiles.planner import Probe
 from ..profiles.predictor import Known, Prediction, Recorder, Speed
 from ..profiles.trace import Peak, Run, Trace
-from .config import SearchConfig
+from .config import SearchConfig, stages_of
 from .cpu_scratch import CpuScratch
 from .ops import TABLES, operation_at
 from .passes import Feed
+from .sampler import Sampler
 from .shapes import META, Choice, KnownSampler, ShapeLearner, ShapeNet, Shapes
 from .space import ZERO, SearchSpace, space_named
 
@@ -31,6 +33,9 @@ PRIME_BATCH = 97
 # Side and channels of the maps on which operations are compared; their order is that of any others.
 COMPARED_SIDE, COMPARED_CHANNELS, COMPARED_BATCH = 16, 16, 4
 
+# By which a prediction may miss, as a share of the measured peak: exact to a few bytes on a CPU, on CUDA not measured
+# yet (ours).
+TOLERANCES = {"cpu": 0.005, "cuda": 0.05}
 STEPS = [Run("state"), Run("weight"), Run("alpha"), Run("weight")]
 
 
@@ -45,6 +50,7 @@ class Target:
         graph: whether steps are captured as CUDA graphs.
         speeds: by dtype of the maps.
         context_bytes, workspace_bytes: see `Prediction`.
+        correction: what the device's allocator holds over what is predicted without it.
     """
 
     name: str
@@ -54,6 +60,7 @@ class Target:
     speeds: Mapping[str, Speed]
     context_bytes: int = 0
     workspace_bytes: int = 0
+    correction: float = 1.0
 
 
 class SearchProbe:
@@ -91,13 +98,16 @@ class SearchProbe:
         Raises:
             ConfigError: for a setting that no search can run with.
         """
-        changes: dict[str, Any] = {"k": k, "batch": batch, "policy": policy, "mode": mode, "dtype": dtype}
+        changes: dict[str, Any] = {
+            "k": k, "k_schedule": "", "batch": batch, "policy": policy, "mode": mode, "dtype": dtype,
+        }  # fmt: skip
         config = dataclasses.replace(self.config, **changes)
         return self.read(self.trace(config), batch, dtype)
 
     def read(self, trace: Trace, batch: int, dtype: str, *, passes: float = 1.0) -> Prediction:
         """The prediction that a trace stands for; `passes` is how often the search runs what the trace has once."""
-        peak, allocator_bytes = self.held(trace)
+        peak, held_bytes = self.held(trace)
+        allocator_bytes = int(held_bytes * self.target.correction)
         step_s = passes * self.target.speeds[dtype].seconds(trace.work(("weight", "alpha")))
         return Prediction(
             peak, allocator_bytes, self.target.context_bytes, self.target.workspace_bytes, step_s, 2 * batch
@@ -193,11 +203,55 @@ class QuickProbe:
         key = (traced_k, policy, mode, dtype)
         if key not in self._traces:
             changes: dict[str, Any] = {
-                "k": traced_k, "batch": PRIME_BATCH, "policy": policy, "mode": mode, "dtype": dtype,
+                "k": traced_k, "k_schedule": "", "batch": PRIME_BATCH, "policy": policy, "mode": mode, "dtype": dtype,
             }  # fmt: skip
             self._traces[key] = self.probe.trace(dataclasses.replace(config, **changes))
         trace = self._traces[key].scaled(PRIME_BATCH, batch)
         return self.probe.read(trace, batch, dtype, passes=k / traced_k)
+
+
+class StagedProbe:
+    """A probe for searches whose K follows a schedule: the dearest of the stages, and their mean time.
+
+    Args:
+        probe: for one K.
+        config: `k_schedule` is read.
+    """
+
+    def __init__(self, probe: Probe, config: SearchConfig) -> None:
+        self.probe, self.config = probe, config
+
+    def stages(self, k: int, batch: int, policy: str, mode: str, dtype: str) -> dict[int, Prediction]:
+        """The prediction for each K of the schedule whose largest is `k`."""
+        ks = stages_of(k, self.config.k_schedule)
+        return {one: self.probe(one, batch, policy, mode, dtype) for one in dict.fromkeys(ks)}
+
+    def __call__(self, k: int, batch: int, policy: str, mode: str, dtype: str) -> Prediction:
+        stages = self.stages(k, batch, policy, mode, dtype)
+        dear = max(stages.values(), key=lambda found: found.needed_bytes)
+        ks = stages_of(k, self.config.k_schedule)
+        return dataclasses.replace(dear, step_s=sum(stages[one].step_s for one in ks) / len(ks))
+
+
+def choice_of(sampler: Sampler, draw: int, tau: float) -> Choice:
+    """What the sampler's draw of that number runs."""
+    sample = sampler.draw(draw, tau, grad=False)
+    return [{kind: path.operations for kind, path in paths.items()} for paths in sample.networks]
+
+
+def spread(probe: SearchProbe, config: SearchConfig, draws: int) -> list[int]:
+    """What the allocator holds at the peak for draws of alpha as it is at first, in rising order; on a CPU.
+
+    There every operation is as likely as another, so that each is among the K of an edge with probability K / O. As
+    alpha sharpens, what is sampled drifts towards the dearest sample or away from it.
+    """
+    sampler = Sampler(probe.space, config)
+    found = []
+    for number in range(draws):
+        one = copy.copy(probe)
+        one.choice = choice_of(sampler, number, config.tau_max)
+        found.append(one.held(one.trace(config))[1])
+    return sorted(found)
 
 
 def _feed(config: SearchConfig, dtype: torch.dtype) -> Feed:

@@ -15,21 +15,16 @@ from typing import Any
 
 import torch
 
-from ..profiles.device import cpu_facts, gpu_with_uuid
-from ..profiles.errors import ProfileError, in_words
+from ..profiles.errors import in_words
 from ..profiles.meter import allocated_peak
 from ..profiles.predictor import Recorder
-from ..profiles.store import Key, MeasurementStore, cache_folder, fingerprint
 from ..profiles.trace import CATEGORIES, TRANSIENT, Run
 from .assembly import build_learner
 from .config import SearchConfig, from_json
-from .environment import package_version
-from .prediction import dearest
+from .prediction import TOLERANCES, dearest
 from .space import space_named
 from .steps import Learner, Moment
 
-# Of the measured peak; on a CPU the prediction is exact to a few bytes, on CUDA no device has measured it yet (ours).
-TOLERANCES = {"cpu": 0.005, "cuda": 0.05}
 # Far above any Gumbel noise: between the alphas of the ranks of sub-graphs, and between chosen operations and others.
 ALPHA_STEP = 1000.0
 TIMEOUT_S = 600
@@ -106,42 +101,6 @@ def probe(
         predicted_bytes, dict(split_bytes), found.get("bytes"), found.get("split_bytes", {}),
         TOLERANCES[device.type], found.get("source", ""), reason,
     )  # fmt: skip
-
-
-def key_of(config: SearchConfig, device: torch.device, impl: str) -> Key:
-    """What a measurement of this configuration's step depends on."""
-    name, driver = cpu_facts().model, ""
-    if device.type == "cuda":
-        try:
-            gpu = gpu_with_uuid(str(torch.cuda.get_device_properties(device).uuid))
-            name, driver = gpu.name, gpu.driver
-        except ProfileError:
-            name = torch.cuda.get_device_name(device)
-    free = ("recipe", "data", "data_root", "seed", "epochs", "budget")
-    deciding = {key: value for key, value in asdict(config).items() if key not in free}
-    return Key(name, driver, torch.__version__, package_version("triton") or "", fingerprint(deciding | {"impl": impl}))
-
-
-def known_ratio(key: Key) -> float:
-    """Measured over predicted as this device showed before with this configuration; 1 where it is not known."""
-    try:
-        found = MeasurementStore(cache_folder()).read().of(key)
-    except ProfileError:
-        return 1.0
-    values = found[-1].values if found else {}
-    predicted, measured = values.get("predicted_bytes", 0), values.get("measured_bytes", 0)
-    return measured / predicted if predicted and measured else 1.0
-
-
-def keep(key: Key, result: ProbeResult) -> None:
-    """Add a measurement to the store, so that later plans and searches on this device are corrected by it.
-
-    Raises:
-        ProfileError: the store cannot be written.
-    """
-    if result.measured_bytes is not None:
-        values = {"predicted_bytes": result.predicted_bytes, "measured_bytes": result.measured_bytes}
-        MeasurementStore(cache_folder()).add(key, values)
 
 
 def measure_dearest(config: SearchConfig, device: torch.device, classes: int) -> dict[str, Any]:

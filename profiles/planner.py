@@ -5,8 +5,9 @@ that setting: between batches the peak is a line through two probes, and the bat
 between values of K nothing is ever interpolated, for the peak is not linear in K.
 
 The rules, in this order:
-1. K. For each policy the largest that fits at the wanted batch, in any of the modes and dtypes, so that a larger
-   budget never gives a smaller K at the same policy. Where not even the smallest fits there, the batch shrinks.
+1. K. For each policy the largest that fits at the wanted batch, in any of the modes and dtypes, and still trains a
+   fair share of the images per second that the smallest K trains. How quick it is does not depend on the budget, so
+   that a larger budget never gives a smaller K at the same policy. Where not even the smallest fits, the batch shrinks.
 2. Batch. The largest that fits, up to the limit that was given.
 3. Policy, mode, dtype. What trains the most sampled paths in a second: images per second times K.
 4. Cells. Early cells hold the bytes: late ones take a policy that keeps more, as many as fit.
@@ -14,6 +15,7 @@ The rules, in this order:
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -25,6 +27,9 @@ from .predictor import Prediction
 Probe = Callable[[int, int, str, str, str], Prediction]
 # Of the budget, left free for what no prediction sees: fragmentation on a real device, libraries' workspaces (ours).
 MARGIN = 0.05
+# A K that trains less than one in this many of the smallest K's images in a second is not taken for the sake of memory
+# that is free anyway: where a policy keeps nothing of the paths, every K fits, and time is what K costs (ours).
+MOST_SLOWDOWN = 2.0
 # Probes that look for the largest batch before the best found so far is taken.
 MAX_PROBES = 8
 # Share of what may be used from which on no larger batch is looked for beside the line's.
@@ -56,6 +61,7 @@ class Choices:
         policies: from the one that keeps the least to the one that keeps the most.
         modes, dtypes: names.
         cells: number of cells, for a policy of each cell; 0 where one policy serves all.
+        most_slowdown: images per second of the smallest K over those of the K that is taken, at most.
     """
 
     ks: tuple[int, ...]
@@ -66,6 +72,7 @@ class Choices:
     modes: tuple[str, ...]
     dtypes: tuple[str, ...]
     cells: int = 0
+    most_slowdown: float = MOST_SLOWDOWN
 
     def __post_init__(self) -> None:
         assert self.ks and self.policies and self.modes and self.dtypes
@@ -115,16 +122,20 @@ def usable_bytes(budget_bytes: int, margin: float) -> int:
 
 
 class Surface:
-    """A probe's answers, each asked for once, and the largest batch that fits for any setting."""
+    """A probe's answers, each asked for once, and the largest batch that fits for any setting.
+
+    Attributes:
+        known: the answers so far; those of another process may be added.
+    """
 
     def __init__(self, probe: Probe) -> None:
         self._probe = probe
-        self._known: dict[Setting, Prediction] = {}
+        self.known: dict[Setting, Prediction] = {}
 
     def at(self, setting: Setting) -> Prediction:
-        if setting not in self._known:
-            self._known[setting] = _ask(self._probe, setting)
-        return self._known[setting]
+        if setting not in self.known:
+            self.known[setting] = _ask(self._probe, setting)
+        return self.known[setting]
 
     def fits(self, setting: Setting, limit_bytes: int) -> bool:
         return self.at(setting).needed_bytes <= limit_bytes
@@ -139,23 +150,26 @@ class Surface:
         near, last = start.batch, 2 * start.batch
         fitting, above = low - 1, high + 1
         for batch in (near, last):
-            fitting, above = self._narrowed(_with_batch(start, batch), fitting, above, limit_bytes)
+            fitting, above = self._narrowed(dataclasses.replace(start, batch=batch), fitting, above, limit_bytes)
         misses = 0
         for _ in range(MAX_PROBES):
             aimed = min(max(self._aim(start, near, last, limit_bytes, high), fitting), above - 1)
             # The allocator's segments make steps, on which a line leads astray: go further after each miss.
             aimed = max(aimed - (above - fitting) * max(0, misses - 1) // STRIDES, fitting)
             if aimed <= fitting:
-                if fitting >= low and self.at(_with_batch(start, fitting)).needed_bytes > WELL_USED * limit_bytes:
+                if (
+                    fitting >= low
+                    and self.at(dataclasses.replace(start, batch=fitting)).needed_bytes > WELL_USED * limit_bytes
+                ):
                     break
                 aimed = (fitting + above) // 2
                 if aimed <= fitting:
                     break
-            setting = _with_batch(start, aimed)
+            setting = dataclasses.replace(start, batch=aimed)
             misses = 0 if self.fits(setting, limit_bytes) else misses + 1
             fitting, above = self._narrowed(setting, fitting, above, limit_bytes)
             near, last = last, aimed
-        return _with_batch(start, fitting) if fitting >= low else None
+        return dataclasses.replace(start, batch=fitting) if fitting >= low else None
 
     def _narrowed(self, setting: Setting, fitting: int, above: int, limit_bytes: int) -> tuple[int, int]:
         if self.fits(setting, limit_bytes):
@@ -166,7 +180,9 @@ class Surface:
         """The batch at which the line through two batches meets the limit."""
         if near == last:
             return last
-        first_bytes, last_bytes = (self.at(_with_batch(start, batch)).needed_bytes for batch in (near, last))
+        first_bytes, last_bytes = (
+            self.at(dataclasses.replace(start, batch=batch)).needed_bytes for batch in (near, last)
+        )
         slope = Fraction(last_bytes - first_bytes, last - near)
         return high if slope <= 0 else int((limit_bytes - first_bytes) / slope) + near
 
@@ -189,7 +205,7 @@ def plan(
     surface = probe if isinstance(probe, Surface) else Surface(probe)
     limit_bytes = room_bytes = usable_bytes(budget_bytes, margin)
     for _ in range(MAX_PROBES):
-        best = [found for policy in choices.policies if (found := _best_of(surface, policy, choices, room_bytes))]
+        best = [found for policy in choices.policies if (found := best_of(surface, policy, choices, room_bytes))]
         if not best:
             break
         best.sort(key=lambda candidate: candidate.paths_per_s, reverse=True)
@@ -199,28 +215,39 @@ def plan(
             confirmed = Candidate(last.setting, _ask(exact, last.setting))
         excess_bytes = confirmed.prediction.needed_bytes - limit_bytes
         if excess_bytes <= 0:
-            why = tuple(_reasons(first, last, best, choices, limit_bytes))
+            why = tuple(_reasons(surface, first, last, best, choices, limit_bytes))
             return Plan(last.setting, confirmed.prediction, budget_bytes, margin, why, tuple(best[1:]))
         room_bytes = min(room_bytes, last.prediction.needed_bytes) - excess_bytes
     raise _nothing_fits(surface, choices, budget_bytes, margin)
 
 
 def largest_k(surface: Surface, policy: str, choices: Choices, limit_bytes: int) -> int | None:
-    """The largest K that fits at the wanted batch under a policy, in any mode and dtype; None where none does."""
+    """The largest K that fits and is quick enough at the wanted batch, in any mode and dtype; None where none is."""
     for k in sorted(choices.ks, reverse=True):
-        if any(surface.fits(setting, limit_bytes) for setting in _settings(k, choices.batch, policy, choices)):
+        settings = _settings(k, choices.batch, policy, choices)
+        if any(quick_enough(surface, setting, choices) and surface.fits(setting, limit_bytes) for setting in settings):
             return k
     return None
 
 
-def _best_of(surface: Surface, policy: str, choices: Choices, limit_bytes: int) -> Candidate | None:
-    """The best setting of one policy, None where none fits."""
+def quick_enough(surface: Surface, setting: Setting, choices: Choices) -> bool:
+    """Whether a setting trains a fair share of what the smallest K would train in its place."""
+    least = _smallest_k(setting, choices)
+    if least == setting:
+        return True
+    return surface.at(setting).samples_per_s * choices.most_slowdown >= surface.at(least).samples_per_s
+
+
+def best_of(surface: Surface, policy: str, choices: Choices, limit_bytes: int) -> Candidate | None:
+    """The best setting of one policy by the rules 1 to 3, None where none fits."""
     k = largest_k(surface, policy, choices, limit_bytes)
     low, high = choices.batch, choices.max_batch
     if k is None:
         k, low, high = min(choices.ks), choices.min_batch, choices.batch
     found: list[Candidate] = []
     for start in _settings(k, choices.batch, policy, choices):
+        if not quick_enough(surface, start, choices):
+            continue
         setting = surface.largest_batch(start, low, high, limit_bytes)
         if setting is not None:
             found.append(Candidate(setting, surface.at(setting)))
@@ -245,7 +272,7 @@ def _mixed(surface: Surface, first: Candidate, choices: Choices, limit_bytes: in
 
 def _late(setting: Setting, richer: str, count: int, cells: int) -> Setting:
     policy = ",".join([setting.policy] * (cells - count) + [richer] * count)
-    return Setting(setting.k, setting.batch, policy, setting.mode, setting.dtype)
+    return dataclasses.replace(setting, policy=policy)
 
 
 def _settings(k: int, batch: int, policy: str, choices: Choices) -> Iterator[Setting]:
@@ -256,10 +283,6 @@ def _settings(k: int, batch: int, policy: str, choices: Choices) -> Iterator[Set
 
 def _ask(probe: Probe, setting: Setting) -> Prediction:
     return probe(setting.k, setting.batch, setting.policy, setting.mode, setting.dtype)
-
-
-def _with_batch(setting: Setting, batch: int) -> Setting:
-    return Setting(setting.k, batch, setting.policy, setting.mode, setting.dtype)
 
 
 def _nothing_fits(surface: Surface, choices: Choices, budget_bytes: int, margin: float) -> BudgetError:
@@ -282,8 +305,17 @@ def _nothing_fits(surface: Surface, choices: Choices, budget_bytes: int, margin:
     )
 
 
+def _smallest_k(setting: Setting, choices: Choices) -> Setting:
+    return dataclasses.replace(setting, k=min(choices.ks))
+
+
+def _larger_k(setting: Setting, choices: Choices) -> Setting:
+    """The setting at the wanted batch with the next larger K."""
+    return dataclasses.replace(setting, k=min(k for k in choices.ks if k > setting.k), batch=choices.batch)
+
+
 def _reasons(
-    first: Candidate, last: Candidate, best: Sequence[Candidate], choices: Choices, limit_bytes: int
+    surface: Surface, first: Candidate, last: Candidate, best: Sequence[Candidate], choices: Choices, limit_bytes: int
 ) -> Iterator[str]:
     setting = last.setting
     if len(choices.ks) == 1:
@@ -292,6 +324,12 @@ def _reasons(
         yield f"K={setting.k}: the smallest, for none fits at batch {choices.batch}"
     elif setting.k == max(choices.ks):
         yield f"K={setting.k}: all there are fit at batch {choices.batch}"
+    elif surface.fits(larger := _larger_k(first.setting, choices), limit_bytes):
+        share = surface.at(larger).samples_per_s / surface.at(_smallest_k(larger, choices)).samples_per_s
+        yield (
+            f"K={setting.k}: {larger.k} would fit too, but train {share:.0%} of the images/s of "
+            f"K={min(choices.ks)}; at least {1 / choices.most_slowdown:.0%} is asked, --k says otherwise"
+        )
     else:
         yield f"K={setting.k}: the largest that fits at batch {choices.batch} with policy {first.setting.policy}"
     if choices.min_batch == choices.max_batch:
@@ -301,6 +339,8 @@ def _reasons(
     else:
         yield f"batch {setting.batch}: the largest that keeps {in_words(limit_bytes)}"
     second = f"; next is {best[1].setting.policy} with {best[1].paths_per_s:,.0f}" if len(best) > 1 else ""
+    if len(choices.dtypes) > 1:
+        yield f"{setting.dtype}: the quicker of {' and '.join(choices.dtypes)}"
     yield f"policy {first.setting.policy}: {first.paths_per_s:,.0f} paths/s predicted{second}"
     if last is not first:
         late = setting.policy.count(setting.policy.rpartition(",")[2])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from msgdas.engine.sampler import Sampler
-from msgdas.engine.shapes import Choice
 from msgdas.engine.space import space_named
 from msgdas.engine.steps import Learner, Moment
 from msgdas.engine.supernet import SuperNet
@@ -45,7 +44,7 @@ def live_bytes(learner: Learner) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
 
-def measured_peak_bytes(config, impl: str, *, guided: bool, dropped: bool) -> int:
+def measured_peak_bytes(config, impl: str, *, guided: bool, dropped: bool, draw: int = DRAW) -> int:
     """Of a W step, an alpha step and another W step, all of one draw, everything that lives before included."""
     learner = real_learner(config, impl)
     images = torch.randn(config.batch, 3, config.image, config.image, dtype=getattr(torch, config.dtype))
@@ -58,17 +57,10 @@ def measured_peak_bytes(config, impl: str, *, guided: bool, dropped: bool) -> in
     guided = guided and learner.guidance.kind != "none"
     with AllocatorBytes() as allocated:
         for phase in ("weight", "alpha", "weight"):
-            feed = learner.feed(images, labels, moment, DRAW)
+            feed = learner.feed(images, labels, moment, draw)
             if phase == "weight":
                 learner.weight_update(feed, guided=guided, dropped=dropped)
             else:
                 learner.alpha_update(feed, dropped=dropped)
     before = live_bytes(learner) + images.untyped_storage().nbytes() + labels.untyped_storage().nbytes()
     return before + allocated.peak_bytes
-
-
-def choice_of(sampler: Sampler, draw: int, tau: float) -> Choice:
-    """What the real sampler's draw of that number runs."""
-    with torch.no_grad():
-        sample = sampler.draw(draw, tau, grad=False)
-    return [{kind: path.operations for kind, path in paths.items()} for paths in sample.networks]

@@ -146,7 +146,7 @@ def test_other_errors(capsys, tmp_path, monkeypatch, words, code, said):
         (["plan", "--gpu", "t4", "--budget", "40GiB"], 10, "asked 40.00 GiB, free 15.00 GiB"),
         (["plan", "--gpu", "t4", "--budget", "4MiB"], 10, "needed"),
         (["plan", "--methods", "msg,enas"], 2, "unknown method; got 'enas'"),
-        (["plan", "--gpu", "t4", "--dtype", "bfloat16"], 2, "bfloat16 maps cannot run on Tesla T4"),
+        (["plan", "--gpu", "t4", "--dtype", "bfloat16"], 2, "got Tesla T4 is older than the kernels' sm_80"),
         (["plan", "--k", "9"], 2, "allowed 1 to 8"),
         (["search", "--budget", "ten"], 9, "a budget that cannot be read"),
         (["search", "--budget", "1MiB"], 10, "not even K=1"),

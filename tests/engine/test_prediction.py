@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from msgdas.engine.prediction import QuickProbe, SearchProbe, Target, dearest
+from msgdas.engine.prediction import QuickProbe, SearchProbe, Target, choice_of, dearest
 from msgdas.engine.recipes import demo
 from msgdas.engine.sampler import Sampler
 from msgdas.engine.space import space_named
@@ -16,7 +16,7 @@ from msgdas.kernels.scratch import scratch_sizes
 from msgdas.profiles.predictor import Recorder, Speed
 from msgdas.profiles.trace import Run
 
-from .allocations import DRAW, TAU, choice_of, measured_peak_bytes, real_learner
+from .allocations import DRAW, TAU, measured_peak_bytes, real_learner
 
 TOLERANCE = 0.005
 SPEEDS = {dtype: Speed(1e10, 1e11, 1e-6) for dtype in ("float32", "float64", "bfloat16")}

@@ -6,15 +6,14 @@ import pytest
 import torch
 from msgdas.engine import probe as probes
 from msgdas.engine.guard import Forecast
-from msgdas.engine.prediction import dearest
-from msgdas.engine.probe import ProbeResult, dearest_learner, keep, key_of, known_ratio, measure_dearest, probe
+from msgdas.engine.measured import device_ratio, keep, key_of, known_ratio
+from msgdas.engine.prediction import choice_of, dearest
+from msgdas.engine.probe import ProbeResult, dearest_learner, measure_dearest, probe
 from msgdas.engine.recipes import demo
 from msgdas.engine.rung import Rung
 from msgdas.engine.space import space_named
 from msgdas.profiles.store import Key
 from msgdas.profiles.trace import CATEGORIES
-
-from .allocations import choice_of
 
 CPU = torch.device("cpu")
 CONFIGS = {
@@ -67,10 +66,14 @@ def test_a_measurement_corrects_what_comes_after(monkeypatch, tmp_path):
     config = config_of()
     key = key_of(config, CPU, "reference")
     assert known_ratio(key) == 1
-    keep(key, ProbeResult(1000, {}, None, {}, 0.005, "", "nothing measured"))
-    assert known_ratio(key) == 1
-    keep(key, ProbeResult(1000, {}, 1250, {}, 0.005, "test", ""))
+    keep(key, predicted_bytes=1000, measured_bytes=1004)
+    assert known_ratio(key) == 1.004
+    assert device_ratio(key.device, key.driver, 0.005) == 1, "within the tolerance"
+    keep(key, predicted_bytes=1000, measured_bytes=1250)
     assert known_ratio(key) == 1.25
+    keep(key_of(config_of(k=1), CPU, "reference"), predicted_bytes=1000, measured_bytes=900)
+    assert device_ratio(key.device, key.driver, 0.005) == 1.25
+    assert device_ratio("another", key.driver, 0.005) == device_ratio(key.device, "another", 0.005) == 1
     assert known_ratio(key_of(config_of(seed=5, epochs=7), CPU, "reference")) == 1.25
     assert known_ratio(key_of(config_of(policy="all"), CPU, "reference")) == 1
     assert known_ratio(Key("another", *list(vars_of(key))[1:])) == 1
