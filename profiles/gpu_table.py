@@ -26,25 +26,26 @@ class TableGpu:
     Attributes:
         key: the name that `--gpu` takes.
         name: the name that NVML reports.
-        memory_bytes: total memory; as NVML reports it where `memory_is` is "nvml", else the size on the box.
+        memory_bytes: total memory as NVML reports it.
         bandwidth_bytes_per_s: memory bandwidth.
         fp32_flops: peak of plain fp32, operations per second.
         bf16_flops: peak of dense bf16 tensor cores with fp32 accumulation, None where the device has none.
         arch: compute capability as `sm_89`.
         year: year of announcement.
-        source: where the figures are from.
+        source: the vendor's page that has the figures.
+        checked: what they were held against, by the names that gpus.toml explains.
     """
 
     key: str
     name: str
     memory_bytes: int
-    memory_is: str
     bandwidth_bytes_per_s: float
     fp32_flops: float
     bf16_flops: float | None
     arch: str
     year: int
     source: str
+    checked: tuple[str, ...]
 
 
 @cache
@@ -95,11 +96,11 @@ def _row(key: str, values: dict[str, Any]) -> TableGpu:
         key=key,
         name=values["name"],
         memory_bytes=values["memory_mib"] * MIB_BYTES,
-        memory_is=values["memory_is"],
         bandwidth_bytes_per_s=values["bandwidth_gb_s"] * 1e9,
         fp32_flops=fp32 * 1e12,
         bf16_flops=None if bf16 is None else bf16 * 1e12,
         arch=values["arch"],
         year=values["year"],
         source=values["source"],
+        checked=tuple(values["checked"]),
     )

@@ -7,7 +7,7 @@ from urllib.parse import urlparse
 
 import pytest
 from msgdas.profiles.errors import ProfileError
-from msgdas.profiles.gpu_table import find_gpu, gpu_named, known_gpus
+from msgdas.profiles.gpu_table import TABLE, find_gpu, gpu_named, known_gpus
 
 GIB_BYTES = 1 << 30
 
@@ -26,7 +26,7 @@ def test_row_is_plausible(row):
     # bf16 tensor cores came with sm_80; dense rates lie between 2 and 30 times fp32.
     assert (row.bf16_flops is None) == (int(row.arch.removeprefix("sm_")) < 80)
     assert row.bf16_flops is None or 1.9 < row.bf16_flops / row.fp32_flops < 30
-    assert row.memory_is in ("nvml", "nominal")
+    assert row.checked and set(row.checked) <= {"cluster_info", "cuda-gpus", "nvidia-smi", "techpowerup"}
     assert re.fullmatch(r"sm_(7|8|9|10|12)\d", row.arch) and 2017 <= row.year <= 2026
     assert urlparse(row.source).scheme == "https"
 
@@ -52,6 +52,12 @@ def test_peak_from_cores_and_clock():
 def test_unknown_name_suggests_the_nearest(name, near):
     with pytest.raises(ProfileError, match=f"got '{name}'.*try .*{near}"):
         gpu_named(name)
+
+
+def test_what_a_row_was_checked_against_is_explained_in_the_file():
+    comments = [line for line in TABLE.read_text().splitlines() if line.startswith("#")]
+    explained = {line.split()[1] for line in comments if re.match(r"#   \S", line)}
+    assert explained == {name for row in known_gpus().values() for name in row.checked}
 
 
 def test_name_far_from_all_lists_them():
