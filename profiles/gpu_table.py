@@ -66,6 +66,7 @@ def gpu_named(name: str) -> TableGpu:
         return found
     wanted, keys = _plain(name), list(known_gpus())
     near = [key for key in keys if wanted and key.startswith(wanted)]
+    near = near or [key for key in keys if wanted.startswith(f"{key}-")]
     near = near or get_close_matches(wanted, keys, n=3, cutoff=0.5)
     hint = f"try {' or '.join(near)}" if near else f"take one of {', '.join(keys)}"
     raise ProfileError(

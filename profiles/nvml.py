@@ -219,19 +219,21 @@ def _explain(error: Any) -> tuple[str, str]:
 
 
 def _all(nvml: Any, driver: str) -> Gpus:
-    devices, notes = [], []
+    devices, notes, remedies = [], [], []
     for index in range(nvml.nvmlDeviceGetCount()):
         try:
             gpu = _facts(nvml, nvml.nvmlDeviceGetHandleByIndex(index), driver)
         except nvml.NVMLError as error:
-            notes.append(f"GPU {index} of NVML was left out: {_explain(error)[0]}")
+            what, remedy = _explain(error)
+            notes.append(f"GPU {index} of NVML was left out: {what}")
+            remedies.append(remedy)
             continue
         devices.append(gpu)
         if gpu.arch is None:
             notes.append(f"{gpu.uuid}: the driver does not tell its compute capability")
     if devices:
         return Gpus(tuple(devices), None, None, tuple(notes))
-    return Gpus((), f"NVML: {'; '.join(notes) or 'no devices'}", WITHOUT_GPU)
+    return Gpus((), f"NVML: {'; '.join(notes) or 'no devices'}", remedies[0] if remedies else WITHOUT_GPU)
 
 
 def _facts(nvml: Any, handle: Any, driver: str) -> GpuFacts:

@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HIDDEN = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "PYTORCH_NVML_BASED_CUDA_CHECK")
 
 InChild = Callable[..., Any]
+Beside = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -83,7 +84,21 @@ def fake_nvml(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def in_child(fake_nvml: Path, tmp_path: Path) -> InChild:
+def beside_nvml(fake_nvml: Path, tmp_path: Path) -> Beside:
+    """Runs a command beside a fake NVML that answers from a script; without a script there is no NVML at all."""
+
+    def run(command: list[str], script: str | None, **variables: str) -> subprocess.CompletedProcess[str]:
+        environment = {name: value for name, value in os.environ.items() if name not in HIDDEN} | variables
+        if script is not None:
+            (tmp_path / "nvml.txt").write_text(script)
+            environment |= {"LD_LIBRARY_PATH": str(fake_nvml), "FAKE_NVML_SCRIPT": str(tmp_path / "nvml.txt")}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    return run
+
+
+@pytest.fixture
+def in_child(beside_nvml: Beside) -> InChild:
     """Runs Python code beside the fake NVML and returns the JSON that it prints.
 
     The code finds `json`, `sys` and `asdict` imported, and the arguments in `sys.argv[1:]`. Without a script there is
@@ -91,14 +106,8 @@ def in_child(fake_nvml: Path, tmp_path: Path) -> InChild:
     """
 
     def run(code: str, script: str | None = "", *arguments: str) -> Any:
-        environment = {name: value for name, value in os.environ.items() if name not in HIDDEN}
-        if script is not None:
-            (tmp_path / "nvml.txt").write_text(script)
-            environment |= {"LD_LIBRARY_PATH": str(fake_nvml), "FAKE_NVML_SCRIPT": str(tmp_path / "nvml.txt")}
         code = "import json, sys\nfrom dataclasses import asdict\n" + code
-        done = subprocess.run(
-            [sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True, check=False
-        )
+        done = beside_nvml([sys.executable, "-c", code, *arguments], script)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 

@@ -48,7 +48,10 @@ def test_peak_from_cores_and_clock():
     assert gpu_named("rtx-3060").fp32_flops == pytest.approx(12.76e12, rel=1e-3)
 
 
-@pytest.mark.parametrize(("name", "near"), [("rtx-4900", "rtx-4090"), ("H1000", "h100"), ("a100", "a100-80gb")])
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("rtx-4900", "rtx-4090"), ("H1000", "h100"), ("a100", "a100-80gb"), ("rtx 3090 super", "rtx-3090,")],
+)
 def test_unknown_name_suggests_the_nearest(name, near):
     with pytest.raises(ProfileError, match=f"got '{name}'.*try .*{near}"):
         gpu_named(name)

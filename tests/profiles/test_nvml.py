@@ -53,9 +53,10 @@ def test_facts_and_tenants(in_child):
         ("init 18", "different versions", "restart"),
         ("init 999", "code 999", "--budget"),
         ("driver 1", "no devices", "--gpu"),
-        (f"gpu GPU-a {GIB_BYTES} 8.0 X\nfail 0 15", "GPU 0 of NVML was left out: a GPU has fallen off", "--gpu"),
+        (f"gpu GPU-a {GIB_BYTES} 8.0 X\nfail 0 15", "GPU 0 of NVML was left out: a GPU has fallen off", "restart"),
+        (f"gpu GPU-a {GIB_BYTES} 8.0 X\nfail 0 4", "GPU 0 of NVML was left out: no permission", "container"),
     ],
-    ids=["missing", "permission", "unloaded", "mismatch", "unknown", "empty", "lost"],
+    ids=["missing", "permission", "unloaded", "mismatch", "unknown", "empty", "lost", "denied"],
 )
 def test_fault_is_a_line_and_a_way_out(in_child, script, reason, remedy):
     found = in_child(ALL, script)
