@@ -42,7 +42,7 @@ class SearchConfig:
 
     data: str = key(
         "fashion-mnist-mini",
-        "fashion-mnist-mini (embedded), fashion-mnist, cifar10, cifar100, imagefolder:DIR",
+        "fashion-mnist-mini (embedded), fashion-mnist, cifar10, cifar100, imagefolder:DIR, jpeg-npz:FILE",
     )
     data_root: str = key("data", "folder that holds the data sets, laid out as torchvision does", flag=False)
     download: bool = key(False, "let torchvision download the data set into data_root")

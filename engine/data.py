@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .config import SearchConfig
 from .errors import DataError
-from .images import DataSet, FolderImages, Images, Statistics, channel_statistics, channels_first
+from .images import (
+    UNREADABLE,
+    DataSet,
+    FolderImages,
+    Images,
+    Statistics,
+    channel_statistics,
+    channels_first,
+    decode_jpeg,
+)
 
 MINI = Path(__file__).parent / "assets" / "fashion_mnist_mini.npz"
 FOLDER = "imagefolder:"
+JPEGS = "jpeg-npz:"
 TORCHVISION = {"fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
-NAMES = ("fashion-mnist-mini", *TORCHVISION, f"{FOLDER}DIR")
+NAMES = ("fashion-mnist-mini", *TORCHVISION, f"{FOLDER}DIR", f"{JPEGS}FILE")
 
 # As in DARTS' cnn/utils.py (quark0/darts f276dd3).
 CIFAR10_STATISTICS = Statistics((0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768))
@@ -47,7 +59,7 @@ def load(config: SearchConfig, part: Part = "train") -> DataSet:
     name = config.data
     if name.startswith(FOLDER):
         return _folder(name, part, config.image)
-    if name != "fashion-mnist-mini" and name not in TORCHVISION:
+    if name != "fashion-mnist-mini" and name not in TORCHVISION and not name.startswith(JPEGS):
         raise _unknown(name)
     train = _arrays(config, "train")
     statistics = CIFAR10_STATISTICS if name == "cifar10" else channel_statistics(channels_first(train.pixels))
@@ -102,8 +114,31 @@ def _folder(name: str, part: Part, image: int) -> FolderImages:
 def _arrays(config: SearchConfig, part: Part) -> Arrays:
     if config.data in TORCHVISION:
         return _torchvision(config, part)
+    if config.data.startswith(JPEGS):
+        return _jpegs(Path(config.data.removeprefix(JPEGS)).expanduser(), part)
     with np.load(MINI, allow_pickle=False) as file:
         return Arrays(file[f"{part}_images"], file[f"{part}_labels"].astype(np.int64), tuple(file["classes"].tolist()))
+
+
+def _jpegs(path: Path, part: Part) -> Arrays:
+    """JPEG images of one size in an npz file.
+
+    Keys: `train_jpeg` uint8, all files' bytes one after the other; `train_offset` int64 [N + 1], where each begins;
+    `train_label` [N]; the same for `test_`; `classes`, the names.
+    """
+    try:
+        # Opened here: numpy leaves a file open that is cut off.
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+            content, offsets = file[f"{part}_jpeg"].tobytes(), file[f"{part}_offset"].tolist()
+            pixels = [decode_jpeg(content[begin:end]) for begin, end in pairwise(offsets)]
+            return Arrays(np.stack(pixels), file[f"{part}_label"].astype(np.int64), tuple(file["classes"].tolist()))
+    # All that numpy and Pillow raise for files that are missing, cut off or of another kind.
+    except (*UNREADABLE, KeyError, EOFError, BadZipFile) as error:
+        keys = ", ".join(f"{part}_{name}" for name in ("jpeg", "offset", "label"))
+        raise DataError(
+            f"cannot read {path}", got=str(error)[:120] or type(error).__name__,
+            allowed=f"an npz file of JPEG images of one size with {keys} and classes", next=f"--data {JPEGS}FILE",
+        ) from None  # fmt: skip
 
 
 def _torchvision(config: SearchConfig, part: Part) -> Arrays:

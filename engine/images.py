@@ -6,6 +6,7 @@ hand out uint8 [B, 3, S, S]; gray images have three equal channels.
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 from collections.abc import Sequence
@@ -274,3 +275,9 @@ def decode(path: str, image: int) -> NDArray[np.uint8]:
             allowed="a whole image of 8 or 16 bits per channel",
             next="replace or remove this file",
         ) from None
+
+
+def decode_jpeg(content: bytes) -> NDArray[np.uint8]:
+    """A JPEG file's pixels, uint8 [H, W, 3]; raises one of UNREADABLE for bytes that are none."""
+    with Image.open(io.BytesIO(content), formats=("JPEG",)) as picture:
+        return np.asarray(picture.convert("RGB"))

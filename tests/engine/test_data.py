@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
 import re
 import struct
@@ -283,3 +284,50 @@ def test_the_documented_snippet_makes_the_embedded_subset(tmp_path: Path) -> Non
     with np.load(tmp_path / MINI.name) as made, np.load(MINI) as kept:
         assert sorted(made) == sorted(kept)
         assert all(np.array_equal(made[name], kept[name]) for name in kept)
+
+
+def _jpeg_npz(path: Path, **changes: object) -> Path:
+    """Four 8 x 8 images of one gray level each, in two classes."""
+    files = []
+    for level in (0, 80, 160, 240):
+        buffer = io.BytesIO()
+        Image.fromarray(np.full((8, 8, 3), level, np.uint8)).save(buffer, "JPEG")
+        files.append(buffer.getvalue())
+    offsets = np.cumsum([0, *map(len, files)])
+    arrays = {"jpeg": np.frombuffer(b"".join(files), np.uint8), "offset": offsets, "label": np.array([0, 1, 0, 1])}
+    named = {f"{part}_{name}": value for part in ("train", "test") for name, value in arrays.items()}
+    np.savez(path, **{**named, "classes": np.array(["dark", "light"]), **changes})
+    return path
+
+
+def test_jpegs_in_one_file(tmp_path: Path) -> None:
+    path = _jpeg_npz(tmp_path / "images.npz")
+    data = load(SearchConfig(data=f"jpeg-npz:{path}", image=8))
+    assert data.classes == ("dark", "light") and data.labels.tolist() == [0, 1, 0, 1]
+    assert data.gather(torch.arange(4))[:, 0, 3, 3].tolist() == [0, 80, 160, 240]
+    assert data.statistics.mean[0] == pytest.approx(120 / 255, abs=0.01)
+    assert load(SearchConfig(data=f"jpeg-npz:{path}", image=16), "test").image == 16
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_jpeg": np.zeros(4000, np.uint8)}, "cannot identify image file"),
+        ({"train_offset": np.array([0, 5])}, "cannot identify image file"),
+        ({"train_offset": np.array([0])}, "need at least one array"),
+        ({"classes": np.array([{}], dtype=object)}, "allow_pickle"),
+    ],
+)
+def test_a_file_without_such_jpegs_is_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    path = _jpeg_npz(tmp_path / "images.npz", **changes)
+    with pytest.raises(DataError, match=f"images.npz; got .*{message}"):
+        load(SearchConfig(data=f"jpeg-npz:{path}", image=8))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 cut off"])
+def test_a_file_that_is_no_npz_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "images.npz"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=r"cannot read .*images\.npz"):
+        load(SearchConfig(data=f"jpeg-npz:{path}", image=8))
