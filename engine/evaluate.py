@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from .batches import Batch
 from .genotype import Genotype
-from .sampler import Paths, fixed_paths
+from .paths import Paths, fixed_paths
 from .space import SearchSpace
 from .supernet import SuperNet
 

@@ -29,7 +29,7 @@ GDAS = Method(
     {
         "k": 1,
         "mode": "subgraphs",
-        "noise": True,
+        "noise": "gumbel",
         "relaxation": "shared",
         "gate": "sampled",
         "dbi": "off",
@@ -42,7 +42,7 @@ DARTS = Method(
     {
         "k": "all",
         "mode": "union",
-        "noise": False,
+        "noise": "off",
         "relaxation": "shared",
         "gate": "sampled",
         "tau_max": 1.0,

@@ -18,7 +18,7 @@ from torch import Tensor
 from .config import SearchConfig
 from .guidance import Guidance
 from .operation import Drop, network_clock
-from .sampler import CellPaths, Paths, Sample
+from .paths import CellPaths, Paths, Sample
 from .supernet import SuperNet
 
 

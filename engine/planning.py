@@ -18,7 +18,8 @@ import torch
 from ..profiles.budget import Budget
 from ..profiles.planner import MARGIN, Choices, Plan, Setting, Surface, best_of, plan, usable_bytes
 from ..profiles.predictor import Prediction, Speed
-from .config import POLICIES, SearchConfig, build, stages_of
+from .checks import POLICIES
+from .config import SearchConfig, build, stages_of
 from .errors import ConfigError
 from .implementation import choose, resolve
 from .machine import GRAPH_LAUNCH_S, HOST_LAUNCH_S, OLDEST_TRITON_ARCH, Machine

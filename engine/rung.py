@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from .config import POLICIES, SearchConfig
+from .checks import POLICIES
+from .config import SearchConfig
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

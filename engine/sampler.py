@@ -10,8 +10,6 @@ every edge the K ranks are K different operations.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -19,57 +17,16 @@ from torch import Tensor, nn
 from ..kernels import library
 from ..kernels.reference import gumbel_topk
 from ..kernels.reference.philox import philox_uniform
+from . import gates
 from .config import SearchConfig
+from .paths import CellPaths, Paths, Sample
 from .space import SearchSpace
 
 # Offsets of one step: cell types apart by 2**STREAM_BITS, steps by 2**STEP_BITS.
 STREAM_BITS, STEP_BITS = 16, 20
 SHUFFLE_STREAM = 8
 ALPHA_SCALE = 1e-3
-
-
-@dataclass(frozen=True)
-class CellPaths:
-    """What one network runs in every cell of a type.
-
-    Attributes:
-        indices_EK: for each edge the numbers of the operations that exist, integers; -1 stands for none.
-        gates_EO: their gates, 0 elsewhere; carries the gradient to alpha.
-        shadows: whether backward shall also find the gate gradients of operations that do not exist.
-    """
-
-    indices_EK: Tensor
-    gates_EO: Tensor
-    shadows: bool = False
-
-    @cached_property
-    def operations(self) -> tuple[tuple[int, ...], ...]:
-        """The same numbers on the host; waits for the device."""
-        return tuple(tuple(index for index in row if index >= 0) for row in self.indices_EK.tolist())
-
-    @cached_property
-    def gate_values(self) -> list[list[float]]:
-        """The gates on the host; waits for the device."""
-        return self.gates_EO.tolist()
-
-
-Paths = Mapping[str, CellPaths]
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One draw.
-
-    Attributes:
-        networks: the K sub-graphs, or the one network of mode `union`; paths by cell type.
-        indices: sampled operations in rank order, int64 [E, K] by cell type.
-        log_probability: log P of the draw under Plackett-Luce, [] (sum over edges and types), or None
-            where no estimator asks for it.
-    """
-
-    networks: tuple[Paths, ...]
-    indices: Mapping[str, Tensor]
-    log_probability: Tensor | None
+KERNEL_RELAXATIONS = ("masked", "shared", "soft")
 
 
 class Sampler(nn.Module):
@@ -143,22 +100,30 @@ class Sampler(nn.Module):
     ) -> tuple[list[CellPaths], Tensor, Tensor | None]:
         config, alpha_EO = self.config, self.alpha[kind]
         log_probability = None
-        if self.impl == "triton" and config.gate in ("sampled", "score"):
+        if self._in_one_launch():
             paths, indices_EK = self._draw_in_one_launch(alpha_EO, clock, stream, tau)
         else:
             scores_EO = torch.log_softmax(alpha_EO, -1)
-            if config.noise:
+            if config.noise == "gumbel":
                 shape = (alpha_EO.shape[0], alpha_EO.shape[1])
                 scores_EO = scores_EO + gumbel_topk.gumbel_noise(self._uniform(shape, clock, stream))
             indices_EK = gumbel_topk.top_k(scores_EO.detach(), self.k)
+            soft_KEO = gates.relaxed(config, alpha_EO, scores_EO, indices_EK, tau)
             if config.mode == "union":
-                paths = [self._union(alpha_EO, scores_EO, indices_EK, tau)]
+                values_EK = gates.mixed_values(config, alpha_EO, scores_EO, indices_EK, tau)
+                paths = [gates.union(config, soft_KEO, values_EK, indices_EK)]
             else:
-                order_EK = self._assignment(indices_EK, clock, stream)
-                paths = self._subgraphs(alpha_EO, scores_EO, indices_EK, order_EK, tau)
+                paths = gates.subgraphs(config, soft_KEO, indices_EK, self._assignment(indices_EK, clock, stream))
         if config.gate == "score":
             log_probability = gumbel_topk.log_probability(torch.log_softmax(alpha_EO, -1), indices_EK.long()).sum()
         return paths, indices_EK, log_probability
+
+    def _in_one_launch(self) -> bool:
+        """Whether the kernel knows all that the draw asks for."""
+        config = self.config
+        return (
+            self.impl == "triton" and config.gate in ("sampled", "score") and config.relaxation in KERNEL_RELAXATIONS
+        )  # fmt: skip
 
     def _draw_in_one_launch(
         self, alpha_EO: Tensor, clock: Tensor, stream: int, tau: float | Tensor
@@ -166,7 +131,7 @@ class Sampler(nn.Module):
         config = self.config
         tau = tau if isinstance(tau, Tensor) else torch.tensor(tau, dtype=alpha_EO.dtype, device=alpha_EO.device)
         indices_EK, gates_NEO, _ = library.gumbel_topk(
-            alpha_EO, clock, tau, k=self.k, stream=stream, relaxation=config.relaxation, noise=config.noise,
+            alpha_EO, clock, tau, k=self.k, stream=stream, relaxation=config.relaxation, noise=config.noise == "gumbel",
             mode=config.mode, assign=config.assign,
         )  # fmt: skip
         if config.gate == "score":
@@ -184,50 +149,6 @@ class Sampler(nn.Module):
             return torch.arange(k, device=indices_EK.device).expand(num_edges, k)
         uniform_EK = self._uniform((num_edges, k), clock, SHUFFLE_STREAM + stream)
         return torch.argsort(uniform_EK, dim=-1, stable=True)
-
-    def _subgraphs(
-        self, alpha_EO: Tensor, scores_EO: Tensor, indices_EK: Tensor, order_EK: Tensor, tau: float | Tensor
-    ) -> list[CellPaths]:
-        """Network n runs the operation of rank order[e, n] on edge e, with gate 1 in value."""
-        if self.config.gate == "restricted":
-            soft_EO = _restricted_softmax(alpha_EO, indices_EK)
-            soft_KEO = soft_EO.expand(indices_EK.shape[1], -1, -1)
-        else:
-            soft_KEO = gumbel_topk.relax(scores_EO, indices_EK, tau, self.config.relaxation)
-        edges_E = torch.arange(indices_EK.shape[0], device=indices_EK.device)
-        paths = []
-        for number in range(indices_EK.shape[1]):
-            rank_E = order_EK[:, number]
-            chosen_E1 = indices_EK.gather(1, rank_E[:, None])
-            hard_EO = torch.zeros_like(soft_KEO[0]).scatter(1, chosen_E1, 1.0)
-            paths.append(self._paths(hard_EO, soft_KEO[rank_E, edges_E], chosen_E1))
-        return paths
-
-    def _union(self, alpha_EO: Tensor, scores_EO: Tensor, indices_EK: Tensor, tau: float | Tensor) -> CellPaths:
-        """One network with the K operations of every edge, weighted by softmax over them.
-
-        Value softmax(s_S / tau), gradient that of each operation's own relaxed gate: with K = 1 that is
-        GDAS, with K = O, `shared`, tau 1 and no noise the dense mixture of DARTS (the combination is ours).
-        """
-        if self.config.gate == "restricted":
-            soft_EO = hard_EO = _restricted_softmax(alpha_EO, indices_EK)
-        else:
-            soft_KEO = gumbel_topk.relax(scores_EO, indices_EK, tau, self.config.relaxation)
-            # Operations that were not sampled take the relaxed gate of the last rank (ours).
-            own_EK = soft_KEO.permute(1, 0, 2).gather(2, indices_EK[:, :, None])[:, :, 0]
-            soft_EO = soft_KEO[-1].scatter(1, indices_EK, own_EK)
-            values_EK = torch.softmax(scores_EO.gather(1, indices_EK) / tau, -1).detach()
-            hard_EO = torch.zeros_like(scores_EO).scatter(1, indices_EK, values_EK)
-        return self._paths(hard_EO, soft_EO, indices_EK)
-
-    def _paths(self, hard_EO: Tensor, soft_EO: Tensor, chosen_EK: Tensor) -> CellPaths:
-        gate = self.config.gate
-        hard_EO = hard_EO.detach()
-        gates_EO = hard_EO if gate == "score" else gumbel_topk.straight_through(hard_EO, soft_EO)
-        if gate != "recompute":
-            existing_EO = torch.zeros_like(hard_EO, dtype=torch.bool).scatter(1, chosen_EK, True)
-            gates_EO = gates_EO * existing_EO
-        return CellPaths(chosen_EK, gates_EO, shadows=gate == "recompute" and gates_EO.requires_grad)
 
     def mixture(self) -> Paths:
         """All operations weighted by softmax(alpha), without gradient: the dense super-net."""
@@ -248,23 +169,3 @@ class Sampler(nn.Module):
             new_E1 = torch.logsumexp(alpha_EO.gather(1, indices_EK), 1, keepdim=True)
             old_E1 = torch.logsumexp(before[kind].gather(1, indices_EK), 1, keepdim=True)
             alpha_EO.scatter_add_(1, indices_EK, (old_E1 - new_E1).expand_as(indices_EK).contiguous())
-
-
-def _restricted_softmax(alpha_EO: Tensor, indices_EK: Tensor) -> Tensor:
-    """Softmax over the sampled operations only, 0 elsewhere, [E, O]."""
-    soft_EK = torch.softmax(alpha_EO.gather(1, indices_EK), -1)
-    return torch.zeros_like(alpha_EO).scatter(1, indices_EK, soft_EK)
-
-
-def fixed_paths(space: SearchSpace, chosen: Mapping[str, tuple[tuple[int, ...], ...]], device: torch.device) -> Paths:
-    """Paths of a network that is not sampled: the given operations of each edge with gate 1."""
-    paths = {}
-    for kind, rows in chosen.items():
-        width = max(1, *(len(row) for row in rows))
-        padded = [(*row, *[-1] * (width - len(row))) for row in rows]
-        indices_EK = torch.tensor(padded, device=device)
-        gates_EO = torch.zeros(len(rows), space.num_operations, device=device)
-        for row, columns in enumerate(rows):
-            gates_EO[row, list(columns)] = 1.0
-        paths[kind] = CellPaths(indices_EK, gates_EO)
-    return paths

@@ -18,7 +18,8 @@ from ..kernels.reference.batchnorm import Stats
 from ..kernels.reference.separable import Separable
 from .config import SearchConfig
 from .optimizer import SampledSGD
-from .sampler import CellPaths, Paths, Sample, Sampler
+from .paths import CellPaths, Paths, Sample
+from .sampler import Sampler
 from .space import SearchSpace
 from .steps import Learner
 from .supernet import SuperNet

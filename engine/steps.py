@@ -20,8 +20,9 @@ from .graph import StepGraphs
 from .guidance import Guidance
 from .optimizer import SampledSGD
 from .passes import Feed, Passes
+from .paths import Sample
 from .rung import Rung
-from .sampler import Sample, Sampler
+from .sampler import Sampler
 from .supernet import SuperNet
 
 # Of the running mean that the score estimator compares losses with (ours).

@@ -20,8 +20,8 @@ from .cell import Branch, CellCall, CellFunction
 from .fused_cell import FusedCall, FusedCellFunction
 from .operation import Drop, Operation
 from .ops import TABLES, DepthwiseSeparable, operation_at, plain_norm
+from .paths import CellPaths, Paths
 from .recompute import RecomputeFunction
-from .sampler import CellPaths, Paths
 from .space import ZERO, CellLayer, ResidualLayer, SearchSpace, StemKind, StemSpec, search_skeleton
 from .stem import StemFunction
 from .weights import CellWeights, differentiable_views, layout_of

@@ -17,8 +17,8 @@ from msgdas.engine.fused_cell import FusedCall
 from msgdas.engine.implementation import resolve
 from msgdas.engine.operation import Drop
 from msgdas.engine.ops import DARTS_TABLE, DepthwiseSeparable, ModuleOperation
+from msgdas.engine.paths import fixed_paths
 from msgdas.engine.recipes import demo
-from msgdas.engine.sampler import fixed_paths
 from msgdas.engine.space import DARTS, SPACES, search_skeleton
 from msgdas.engine.supernet import SuperNet
 from msgdas.kernels import backend

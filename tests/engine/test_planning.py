@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from msgdas.engine.config import POLICIES
+from msgdas.engine.checks import POLICIES
 from msgdas.engine.environment import package_version
 from msgdas.engine.machine import Machine, machine_named
 from msgdas.engine.measured import keep

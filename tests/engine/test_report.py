@@ -252,7 +252,7 @@ def test_no_run_folder(tmp_path):
         demo(),
         demo(method="gdas", seed=7, epochs=9),
         demo(method="darts", space="nasbench201", layers=6, image=32),
-        RECIPES["cifar10-darts"](k=4, mode="union", policy="all", tau_max=5.5, noise=False, download=True),
+        RECIPES["cifar10-darts"](k=4, mode="union", policy="all", tau_max=5.5, noise="off", download=True),
         RECIPES["cifar10-nasbench201"](data="imagefolder:/a b/'c'", space="darts", layers=8, dbi="off"),
         SearchConfig(),
         SearchConfig(recipe="my own", method="gdas", k=1, dbi="off", teacher="none", relaxation="shared"),

@@ -6,7 +6,8 @@ import itertools
 
 from hypothesis import given
 from hypothesis import strategies as st
-from msgdas.engine.config import POLICIES, SearchConfig
+from msgdas.engine.checks import POLICIES
+from msgdas.engine.config import SearchConfig
 from msgdas.engine.recipes import demo
 from msgdas.engine.rung import Rung, fewest_images
 

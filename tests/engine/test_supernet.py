@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from msgdas.engine.sampler import fixed_paths
+from msgdas.engine.paths import fixed_paths
 from msgdas.engine.space import DARTS, DARTS_OPERATIONS
 from msgdas.engine.supernet import SuperNet
 from msgdas.profiles.tracker import LiveBytes

@@ -1,0 +1,102 @@
+"""Which values a search can run with: ranges, policies and combinations of a configuration's keys."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from ..profiles.budget import parse as parse_budget
+from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from .config import SearchConfig
+
+POLICIES = ("all", "bn", "nodes", "min")
+
+
+def check_schedule(config: SearchConfig) -> None:
+    """Of K. Raises ConfigError."""
+    stages = config.k_stages
+    if max(stages) != config.k:
+        raise ConfigError(
+            "k is the largest of k_schedule", got=f"k {config.k}, k_schedule {config.k_schedule}",
+            allowed=f"k {max(stages)}", next=f"--k {max(stages)}",
+        )  # fmt: skip
+    if len(stages) > config.epochs:
+        raise ConfigError(
+            "every K of k_schedule has an epoch at least", got=f"{len(stages)} values, {config.epochs} epochs",
+            allowed=f"{config.epochs} values or fewer", next=f"--epochs {len(stages)}",
+        )  # fmt: skip
+
+
+def check_ranges(config: SearchConfig) -> None:
+    """Of numbers. Raises ConfigError."""
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    limits: dict[str, tuple[float, float]] = {
+        "limit": (0, 1 << 31), "cutout": (0, config.image), "tau_min": (1e-3, 1e3), "tau_max": (config.tau_min, 1e3),
+        "dbi_rate": (0, 0.9), "teacher_weight": (0, 1), "teacher_temperature": (1e-2, 1e2), "teacher_start": (0, 1),
+        "teacher_decay": (0, 1), "epochs": (1, 1 << 20), "warmup": (0, config.epochs), "batch": (2, 1 << 20),
+        "accumulate": (1, config.batch),
+        "lr": (0, 1e3), "lr_min": (0, 1e3), "momentum": (0, 1), "weight_decay": (0, 1), "clip": (1e-6, 1e9),
+        "alpha_lr": (0, 1e3), "alpha_weight_decay": (0, 1), "threads": (0, 4096), "seed": (0, (1 << 63) - 1),
+        "checkpoint_every": (0, 1 << 31), "keep": (1, 1 << 20), "eval_images": (0, 1 << 31),
+    }  # fmt: skip
+    for name, (low, high) in limits.items():
+        value = getattr(config, name)
+        if not low <= value <= high:
+            raise ConfigError(
+                f"{name} is out of range",
+                got=value,
+                allowed=f"{low} to {high}",
+                next=f"{name} = {min(max(value, low), high) if value == value else defaults[name]}",
+            )
+
+
+def check_policies(config: SearchConfig) -> None:
+    """Of activations. Raises ConfigError."""
+    if config.policy == "autograd":
+        return
+    unknown = [policy for policy in config.policies if policy not in POLICIES]
+    if unknown:
+        raise ConfigError(
+            "unknown activation policy",
+            got=unknown[0],
+            allowed=", ".join((*POLICIES, "autograd")),
+            next="--policy min",
+        )
+    if len(config.policies) != config.layers:
+        raise ConfigError(
+            "policy names one value or one per cell",
+            got=f"{len(config.policies)} values",
+            allowed=f"1 or {config.layers}",
+            next="--policy min",
+        )
+
+
+def check_combinations(config: SearchConfig) -> None:
+    """Of keys that depend on each other. Raises ConfigError."""
+    if config.budget:
+        parse_budget(config.budget)
+    if config.device not in ("auto", "cpu") and not config.device.startswith("cuda"):
+        raise ConfigError("unknown device", got=config.device, allowed="auto, cpu, cuda, cuda:N", next="--device auto")
+    if config.teacher == "ensemble" and (config.mode == "union" or config.k == 1):
+        raise ConfigError(
+            "the ensemble teacher averages two or more sub-graphs",
+            got=f"mode {config.mode}, k {config.k}",
+            allowed="mode subgraphs with k of 2 or more",
+            next="--teacher supernet",
+        )
+    if config.gate == "recompute" and config.policy == "autograd":
+        raise ConfigError(
+            "recomputed gates need the cell engine",
+            got="policy autograd",
+            allowed=", ".join(POLICIES),
+            next="--policy min",
+        )
+    if config.layout == "nchw" and config.policy != "autograd":
+        raise ConfigError(
+            "the cell engine works in channels_last",
+            got="layout nchw",
+            allowed="nhwc, or policy autograd",
+            next="--policy autograd",
+        )
