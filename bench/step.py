@@ -41,7 +41,7 @@ class Step:
     def forward(self) -> Tensor:
         """Mean cross-entropy [] of one draw's networks with everything that backward would need, no update."""
         feed = self._feed(2 * self.number + 1)
-        sample = self.sampler.draw(feed.clock, feed.tau, grad=self.learner.all_gradients)
+        sample = self.sampler.draw(feed.clock, feed.tau, grad=self.learner.all_gradients, part="weight")
         losses = [F.cross_entropy(self.net(self.images_BCHW, paths), self.labels_B) for paths in sample.networks]
         return torch.stack(losses).mean()
 

@@ -27,7 +27,7 @@ def build_learner(
     net = SuperNet(
         space, channels=config.channels, layers=config.layers, stem=config.stem, classes=classes,
         policy=config.policies if config.policy != "autograd" else ("autograd",), layout=config.layout,
-        seed=config.seed, dtype=getattr(torch, config.dtype), impl=impl,
+        seed=config.seed, dtype=getattr(torch, config.dtype), partial=config.partial, impl=impl,
     )  # fmt: skip
     graphs = config.graph and impl == "triton" and device.type == "cuda"
     sampler = Sampler(space, config, impl=impl)

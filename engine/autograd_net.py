@@ -37,8 +37,18 @@ def plain_prepare(x_BCHW: Tensor, weights: Sequence[Tensor]) -> Tensor:
     return plain_norm(F.conv2d(torch.relu(x_BCHW), weights[0][:, :, None, None]))
 
 
-def plain_cell(call: CellCall, branches: Sequence[PlainBranch], gates_EO: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-    """A cell's output; `tensors` are inputs and weights as CellFunction takes them."""
+def plain_cell(
+    call: CellCall, branches: Sequence[PlainBranch], gates_EO: Tensor, tensors: Sequence[Tensor],
+    *, edges_E: Tensor | None = None, partial: int = 1,
+) -> Tensor:  # fmt: skip
+    """A cell's output.
+
+    Args:
+        call, branches, gates_EO: what runs, with which gates.
+        tensors: inputs and weights as CellFunction takes them.
+        edges_E: weights of the edges' outputs with `partial` above 1; else they are in the gates.
+        partial: see `partial_edge`.
+    """
     spec = call.layer.spec
     inputs, weights = tensors[: spec.inputs], tensors[spec.inputs :]
     states = list(inputs)
@@ -46,18 +56,48 @@ def plain_cell(call: CellCall, branches: Sequence[PlainBranch], gates_EO: Tensor
         states = [plain_prepare(x, weights[place]) for x, place in zip(inputs, call.preprocess, strict=True)]
     for node in range(spec.inputs, spec.num_states):
         terms = []
-        for row, column, operation, op_weights in branches:
-            edge = spec.edges[row]
+        for row, edge in enumerate(spec.edges):
             if edge.target != node:
                 continue
-            y = operation.plain(states[edge.source], op_weights, edge.stride)
-            if call.drop is not None and operation.is_identity:
-                gate = row * gates_EO.shape[1] + column
-                mask = call.drop.mask(states[edge.source].permute(0, 2, 3, 1), call.index, gate)
-                y = y * mask.permute(0, 3, 1, 2)
-            terms.append(gates_EO[row, column] * y)
+            mine = [branch for branch in branches if branch[0] == row]
+            if partial == 1:
+                terms += _terms(call, mine, gates_EO, states[edge.source], edge.stride)
+            elif mine:
+                y = partial_edge(call, mine, gates_EO, states[edge.source], edge.stride, partial)
+                terms.append(y if edges_E is None else edges_E[row] * y)
         states.append(sum(terms[1:], terms[0]))
     return torch.cat([states[node] for node in spec.concat], 1)
+
+
+def _terms(
+    call: CellCall, branches: Sequence[PlainBranch], gates_EO: Tensor, x_BCHW: Tensor, stride: int
+) -> list[Tensor]:
+    """Output of each operation of an edge times its gate."""
+    terms = []
+    for row, column, operation, weights in branches:
+        y = operation.plain(x_BCHW, weights, stride)
+        if call.drop is not None and operation.is_identity:
+            gate = row * gates_EO.shape[1] + column
+            y = y * call.drop.mask(x_BCHW.permute(0, 2, 3, 1), call.index, gate).permute(0, 3, 1, 2)
+        terms.append(gates_EO[row, column] * y)
+    return terms
+
+
+def partial_edge(
+    call: CellCall, branches: Sequence[PlainBranch], gates_EO: Tensor, x_BCHW: Tensor, stride: int, partial: int
+) -> Tensor:
+    """An edge whose operations see the first 1 / partial of the channels; the others pass, pooled where they must.
+
+    The joined channels are shuffled over `partial` groups. Source: Xu et al., PC-DARTS (ICLR 2020), as
+    yuhuixu1993/PC-DARTS computes it.
+    """
+    channels = x_BCHW.shape[1] // partial
+    rest = x_BCHW[:, channels:]
+    terms = _terms(call, branches, gates_EO, x_BCHW[:, :channels], stride)
+    if stride > 1:
+        rest = F.max_pool2d(rest, 2, 2)
+    y_BCHW = torch.cat([sum(terms[1:], terms[0]), rest], 1)
+    return y_BCHW.unflatten(1, (partial, channels)).transpose(1, 2).flatten(1, 2)
 
 
 def plain_residual(x_BCHW: Tensor, first: Tensor, second: Tensor, shortcut: Tensor) -> Tensor:

@@ -36,7 +36,8 @@ def check_ranges(config: SearchConfig) -> None:
         "limit": (0, 1 << 31), "cutout": (0, config.image), "tau_min": (1e-3, 1e3), "tau_max": (config.tau_min, 1e3),
         "dbi_rate": (0, 0.9), "teacher_weight": (0, 1), "teacher_temperature": (1e-2, 1e2), "teacher_start": (0, 1),
         "teacher_decay": (0, 1), "epochs": (1, 1 << 20), "warmup": (0, config.epochs), "batch": (2, 1 << 20),
-        "accumulate": (1, config.batch),
+        "accumulate": (1, config.batch), "k_weights": (0, config.k), "edges_per_node": (0, 1 << 10),
+        "alpha_scale": (0, 1e3), "partial": (1, config.channels), "alpha_every": (1, 1 << 20),
         "lr": (0, 1e3), "lr_min": (0, 1e3), "momentum": (0, 1), "weight_decay": (0, 1), "clip": (1e-6, 1e9),
         "alpha_lr": (0, 1e3), "alpha_weight_decay": (0, 1), "threads": (0, 4096), "seed": (0, (1 << 63) - 1),
         "checkpoint_every": (0, 1 << 31), "keep": (1, 1 << 20), "eval_images": (0, 1 << 31),
@@ -93,6 +94,17 @@ def check_combinations(config: SearchConfig) -> None:
             allowed=", ".join(POLICIES),
             next="--policy min",
         )
+    if config.partial > 1 and config.channels % (2 * config.partial):
+        raise ConfigError(
+            "operations see 1 / partial of the channels, an even number",
+            got=f"channels {config.channels}, partial {config.partial}", allowed=f"a multiple of {2 * config.partial}",
+            next=f"--channels {2 * config.partial * max(1, round(config.channels / (2 * config.partial)))}",
+        )  # fmt: skip
+    if config.partial > 1 and config.policy != "autograd":
+        raise ConfigError(
+            "partial channels need the plain path", got=f"policy {config.policy}", allowed="policy autograd",
+            next="--policy autograd",
+        )  # fmt: skip
     if config.layout == "nchw" and config.policy != "autograd":
         raise ConfigError(
             "the cell engine works in channels_last",
@@ -100,3 +112,20 @@ def check_combinations(config: SearchConfig) -> None:
             allowed="nhwc, or policy autograd",
             next="--policy autograd",
         )
+    check_estimator(config)
+
+
+def check_estimator(config: SearchConfig) -> None:
+    """Of draws and gates. Raises ConfigError."""
+    if config.edge_norm and config.gate == "score":
+        raise ConfigError(
+            "edge weights learn through the gates, and the score estimator has none", got="gate score",
+            allowed="sampled, recompute, restricted", next="--set gate=sampled",
+        )  # fmt: skip
+    if config.forward == "one" and (config.mode != "union" or config.k == 1):
+        raise ConfigError(
+            "forward one draws one of two or more operations of a union", got=f"mode {config.mode}, k {config.k}",
+            allowed="mode union with k of 2 or more", next="--mode union --k 2",
+        )  # fmt: skip
+    if config.edges_per_node and config.k != 1:
+        raise ConfigError("edges_per_node draws single paths", got=f"k {config.k}", allowed="k 1", next="--k 1")

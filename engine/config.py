@@ -80,6 +80,33 @@ class SearchConfig:
         "estimator of alpha's gradient: sampled paths, all paths by recompute, restricted softmax, score",
         flag=False,
     )
+    forward: Literal["mixed", "one"] = key(
+        "mixed",
+        "union of a step on alpha: the sum of its K operations, or one of them drawn by its share (ProxylessNAS two)",
+        flag=False,
+    )
+    k_weights: int = key(0, "operations per edge of a step on the weights, 0 for as many as alpha's", flag=False)
+    mode_weights: Literal["same", "subgraphs", "union"] = key(
+        "same", "mode of a step on the weights, where it is not that of alpha's", flag=False
+    )
+    others_weights: Literal["ranked", "uniform"] = key(
+        "ranked",
+        "ranks below the first in a step on the weights: by their scores, or uniform over the rest (TF-NAS)",
+        flag=False,
+    )
+    edges_per_node: int = key(
+        0, "incoming edges of a node that a draw keeps, uniform (random search: 2), 0 for all", flag=False
+    )
+    with_none: bool = key(True, "whether none is a candidate (FairDARTS, DrNAS: not)", flag=False)
+    partial: int = key(
+        1, "an edge's operations see 1 / partial of its channels, the others pass (PC-DARTS: 4); 1 for all", flag=False
+    )
+    edge_norm: bool = key(False, "a learned weight per edge, softmax over a node's edges (PC-DARTS)", flag=False)
+    alpha_scale: float = key(1e-3, "of alpha's first values, normal (DARTS: 1e-3, FairDARTS: 0)", flag=False)
+    alpha_every: int = key(1, "W steps to a step on alpha (ProxylessNAS: 5)", flag=False)
+    alpha_half: Literal["alpha", "w"] = key(
+        "alpha", "images of the steps on alpha: a half of their own, or the W step's batch (SNAS)", flag=False
+    )
     tau_max: float = key(10.0, "temperature of the first epoch (GDAS: 10)", flag=False)
     tau_min: float = key(0.1, "temperature of the last epoch, linear between (GDAS: 0.1)", flag=False)
 

@@ -60,25 +60,63 @@ def _cell_probabilities(space: SearchSpace, spec: CellSpec, rows: Sequence[Seque
     return [softmax(row) for row in rows]
 
 
-def derive(space: SearchSpace, alpha: Mapping[str, Sequence[Sequence[float]]]) -> Genotype:
+def sigmoid(logit: float) -> float:
+    """1 / (1 + exp(-logit)), without overflow."""
+    return 1 / (1 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1 + math.exp(logit))
+
+
+def derive(
+    space: SearchSpace, alpha: Mapping[str, Sequence[Sequence[float]]], *, alone: bool = False,
+    beta: Mapping[str, Sequence[float]] | None = None, alive: Mapping[str, Sequence[Sequence[bool]]] | None = None,
+) -> Genotype:  # fmt: skip
     """The genotype that alpha stands for; ties go to the lowest index.
 
     Rule `top2` is `genotype()` of DARTS (quark0/darts, cnn/model_search.py): an edge weighs as much as its
     most probable operation other than `none`; each node keeps its two heaviest incoming edges, heaviest
     first, with that operation. Rule `argmax` (NAS-Bench-201) takes the most probable operation of each edge,
-    `none` included.
+    `none` included. With beta an edge's probabilities are times its softmax over the node's edges first, as in
+    `genotype()` of PC-DARTS (yuhuixu1993/PC-DARTS, model_search.py).
 
     Args:
         space: whose rule applies.
         alpha: logits per kind of cell, [edges][operations].
+        alone: sigmoid of each logit in place of the softmax of a row (FairDARTS).
+        beta: logits of the edges per kind of cell.
+        alive: which operations are candidates, all where None; an edge without any but `none` is not chosen.
 
     Raises:
         NumericsError: where a logit is NaN or infinite.
         GenotypeError: where the shape of alpha is not that of the space.
     """
     tables = probabilities(space, alpha)
+    for spec in space.cells:
+        rows = tables[spec.kind]
+        if alone:
+            rows = [[sigmoid(logit) for logit in row] for row in alpha[spec.kind]]
+        if alive is not None:
+            rows = [_among(row, mask, alone) for row, mask in zip(rows, alive[spec.kind], strict=True)]
+        if beta is not None:
+            weights = _edge_weights(spec, beta[spec.kind])
+            rows = [[weight * value for value in row] for weight, row in zip(weights, rows, strict=True)]
+        tables[spec.kind] = rows
     rule = _top2 if space.rule == "top2" else _argmax
     return Genotype(space.name, tuple((spec.kind, rule(space, spec, tables[spec.kind])) for spec in space.cells))
+
+
+def _among(row: Sequence[float], alive: Sequence[bool], alone: bool) -> list[float]:
+    """The row of the candidates, of sum 1 unless each stands alone; others below all of them."""
+    total = 1.0 if alone else sum(value for value, mine in zip(row, alive, strict=True) if mine)
+    return [value / total if mine else -1.0 for value, mine in zip(row, alive, strict=True)]
+
+
+def _edge_weights(spec: CellSpec, beta: Sequence[float]) -> list[float]:
+    """Softmax over the incoming edges of each node."""
+    weights = [0.0] * len(beta)
+    for node in range(spec.inputs, spec.num_states):
+        rows = [row for row, edge in enumerate(spec.edges) if edge.target == node]
+        for row, weight in zip(rows, softmax([beta[row] for row in rows]), strict=True):
+            weights[row] = weight
+    return weights
 
 
 def _top2(space: SearchSpace, spec: CellSpec, rows: list[list[float]]) -> CellGenotype:

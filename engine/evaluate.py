@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from .batches import Batch
+from .derive import derive
 from .genotype import Genotype
 from .paths import Paths, fixed_paths
+from .sampler import Sampler
 from .space import SearchSpace
 from .supernet import SuperNet
 
@@ -27,6 +29,22 @@ def genotype_paths(space: SearchSpace, genotype: Genotype, device: torch.device)
             for edge in spec.edges
         )
     return fixed_paths(space, chosen, device)
+
+
+def derived(sampler: Sampler) -> Genotype:
+    """The genotype that the sampler's alpha, beta and candidates stand for.
+
+    Raises:
+        NumericsError: where a logit is NaN or infinite.
+    """
+    everything = sampler.num_alive == sampler.space.num_operations
+    return derive(
+        sampler.space,
+        {kind: alpha.tolist() for kind, alpha in sampler.alpha.items()},
+        alone=sampler.config.relaxation == "sigmoid",
+        beta={kind: beta.tolist() for kind, beta in sampler.beta.items()} if sampler.beta else None,
+        alive=None if everything else {kind: sampler.alive(kind).tolist() for kind in sampler.alpha},
+    )
 
 
 @torch.no_grad()

@@ -37,22 +37,52 @@ GDAS = Method(
     },
     "Dong and Yang, Searching for a Robust Neural Architecture in Four GPU Hours (CVPR 2019)",
 )
+# The mixture of all operations that DARTS and its heirs train.
+DENSE: Mapping[str, object] = {
+    "k": "all",
+    "mode": "union",
+    "noise": "off",
+    "relaxation": "shared",
+    "gate": "sampled",
+    "tau_max": 1.0,
+    "tau_min": 1.0,
+    "dbi": "off",
+    "teacher": "none",
+}
 DARTS = Method(
     "darts",
-    {
-        "k": "all",
-        "mode": "union",
-        "noise": "off",
-        "relaxation": "shared",
-        "gate": "sampled",
-        "tau_max": 1.0,
-        "tau_min": 1.0,
-        "dbi": "off",
-        "teacher": "none",
-    },
+    DENSE,
     "Liu, Simonyan and Yang, DARTS (ICLR 2019), first order",
 )
-METHODS = {method.name: method for method in (MSG, GDAS, DARTS)}
+PROXYLESS: Mapping[str, object] = {
+    "mode": "union",
+    "noise": "gumbel",
+    "relaxation": "plain",
+    "alpha_every": 5,
+    "dbi": "off",
+    "teacher": "none",
+}
+PROXYLESS_FULL = Method(
+    "proxyless",
+    {**PROXYLESS, "k": 1, "gate": "recompute"},
+    "Cai, Zhu and Han, ProxylessNAS (ICLR 2019), gates of all paths (full_v2 of mit-han-lab/proxylessnas)",
+)
+PROXYLESS_TWO = Method(
+    "proxyless-two",
+    {**PROXYLESS, "k": 2, "gate": "restricted", "forward": "one", "k_weights": 1},
+    "Cai, Zhu and Han, ProxylessNAS (ICLR 2019), two paths at a time (its section 3.2.2)",
+)
+SNAS = Method(
+    "snas",
+    {**DENSE, "noise": "gumbel", "tau_max": 1.0, "tau_min": 0.03, "alpha_half": "w"},
+    "Xie, Zheng, Liu and Lin, SNAS (ICLR 2019), without its resource penalty",
+)
+PC_DARTS = Method(
+    "pc-darts",
+    {**DENSE, "partial": 4, "edge_norm": True, "policy": "autograd"},
+    "Xu et al., PC-DARTS: Partial Channel Connections for Memory-Efficient Architecture Search (ICLR 2020)",
+)
+METHODS = {method.name: method for method in (MSG, GDAS, DARTS, PROXYLESS_FULL, PROXYLESS_TWO, SNAS, PC_DARTS)}
 
 
 def method_named(name: str) -> Method:

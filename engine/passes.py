@@ -18,7 +18,7 @@ from torch import Tensor
 from .config import SearchConfig
 from .guidance import Guidance
 from .operation import Drop, network_clock
-from .paths import CellPaths, Paths, Sample
+from .paths import Paths, Sample
 from .supernet import SuperNet
 
 
@@ -275,22 +275,19 @@ class _GateLeaves:
 
     def __init__(self, sample: Sample) -> None:
         self.sample = sample
-        self.networks: list[Paths] = []
-        for paths in sample.networks:
-            leaves = {}
-            for kind, cell in paths.items():
-                gates = cell.gates_EO.detach().requires_grad_(cell.gates_EO.requires_grad)
-                leaves[kind] = CellPaths(cell.indices_EK, gates, cell.shadows)
-            self.networks.append(leaves)
+        self.networks: list[Paths] = [
+            {kind: cell.leaves() for kind, cell in paths.items()} for paths in sample.networks
+        ]
 
     def backward(self) -> None:
-        """Send the gathered gradients of all networks' gates on to alpha, in one pass."""
+        """Send the gathered gradients of all networks' gates on to alpha and beta, in one pass."""
         gates, grads = [], []
         for paths, leaves in zip(self.sample.networks, self.networks, strict=True):
             for kind, cell in paths.items():
-                grad = leaves[kind].gates_EO.grad
-                if grad is not None:
-                    gates.append(cell.gates_EO)
-                    grads.append(grad)
+                pairs = ((cell.gates_EO, leaves[kind].gates_EO), (cell.edges_E, leaves[kind].edges_E))
+                for ours, leaf in pairs:
+                    if ours is not None and leaf is not None and leaf.grad is not None:
+                        gates.append(ours)
+                        grads.append(leaf.grad)
         if gates:
             torch.autograd.backward(gates, grads)

@@ -6,7 +6,7 @@ Shape suffixes: E edges, K ranks, O operations.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -23,11 +23,13 @@ class CellPaths:
         indices_EK: for each edge the numbers of the operations that exist, integers; -1 stands for none.
         gates_EO: their gates, 0 elsewhere; carries the gradient to alpha.
         shadows: whether backward shall also find the gate gradients of operations that do not exist.
+        edges_E: weight of each edge's output in its node's sum, None for 1 each; carries the gradient to beta.
     """
 
     indices_EK: Tensor
     gates_EO: Tensor
     shadows: bool = False
+    edges_E: Tensor | None = None
 
     @cached_property
     def operations(self) -> tuple[tuple[int, ...], ...]:
@@ -36,8 +38,22 @@ class CellPaths:
 
     @cached_property
     def gate_values(self) -> list[list[float]]:
-        """The gates on the host; waits for the device."""
-        return self.gates_EO.tolist()
+        """`scaled_EO` on the host; waits for the device."""
+        return self.scaled_EO.tolist()
+
+    @property
+    def scaled_EO(self) -> Tensor:
+        """The gates times the weights of their edges [E, O]."""
+        return self.gates_EO if self.edges_E is None else self.gates_EO * self.edges_E[:, None]
+
+    def leaves(self) -> CellPaths:
+        """The same with gates and edges cut from what they were made of, so that a backward ends at them."""
+        edges_E = self.edges_E
+        return replace(
+            self,
+            gates_EO=self.gates_EO.detach().requires_grad_(self.gates_EO.requires_grad),
+            edges_E=None if edges_E is None else edges_E.detach().requires_grad_(edges_E.requires_grad),
+        )
 
 
 Paths = Mapping[str, CellPaths]

@@ -21,11 +21,12 @@ from ..profiles.predictor import Known, Prediction, Recorder, Speed
 from ..profiles.trace import Peak, Run, Trace
 from .config import SearchConfig, stages_of
 from .cpu_scratch import CpuScratch
+from .draws import PARTS, Part, rule_of
 from .ops import TABLES, operation_at
 from .passes import Feed
 from .sampler import Sampler
 from .shapes import META, Choice, KnownSampler, ShapeLearner, ShapeNet, Shapes
-from .space import ZERO, SearchSpace, space_named
+from .space import ZERO, CellSpec, SearchSpace, space_named
 
 Impl = Literal["triton", "native", "reference"]
 # A prime that no size but the batch's multiples has in it, and more than a stem's chunk at CIFAR's size.
@@ -72,19 +73,20 @@ class SearchProbe:
         classes: of the data set.
         guided: whether the teacher acts in the step, where the configuration has one.
         dropped: whether Dropblock-Identity acts in the step.
-        choice: what the networks run; the dearest operations of every edge where it is None.
+        choices: what the networks of a step on alpha and of one on the weights run; the dearest operations of every
+            edge where it is None.
     """
 
     def __init__(
         self, config: SearchConfig, target: Target, *, classes: int = 10, guided: bool = True, dropped: bool = True,
-        choice: Choice | None = None,
+        choices: Mapping[Part, Choice] | None = None,
     ) -> None:  # fmt: skip
         self.config, self.target, self.classes = config, target, classes
-        self.guided, self.dropped, self.choice = guided, dropped, choice
+        self.guided, self.dropped, self.choices = guided, dropped, choices
         self.space = space_named(config.space)
         self._cpu_scratch, self._shapes = CpuScratch(), Shapes()
         self._known: dict[Hashable, Known] = {}
-        self._nets: dict[tuple[str, bool], ShapeNet] = {}
+        self._nets: dict[tuple[str, bool, int], ShapeNet] = {}
 
     def of(self, config: SearchConfig) -> SearchProbe:
         """The probe of another method on the same network, which shares what this one learns."""
@@ -130,7 +132,7 @@ class SearchProbe:
         """One W step and one alpha step of `config`, in sections `weight` and `alpha`, each once."""
         dtype = getattr(torch, config.dtype)
         net = self._net(config, dtype)
-        sampler = KnownSampler(self.space, config, self._choice(config))
+        sampler = KnownSampler(self.space, config, self._choices(config))
         recorder = self._recorder()
         learner = ShapeLearner(config, net, sampler, seen=lambda grads: recorder.adopt("gradients", grads))
         feed = _feed(config, dtype)
@@ -166,22 +168,22 @@ class SearchProbe:
     def _net(self, config: SearchConfig, dtype: torch.dtype) -> ShapeNet:
         """The net of a dtype, made once: the policy is all that differs."""
         plain = config.policy == "autograd"
-        key = (config.dtype, plain)
+        key = (config.dtype, plain, config.partial)
         if key not in self._nets:
             self._nets[key] = ShapeNet(
                 self.space, channels=config.channels, layers=config.layers, stem=config.stem, classes=self.classes,
                 policy=("autograd",) if plain else config.policies, layout=config.layout, seed=config.seed,
-                dtype=dtype, impl="reference" if plain else self.target.impl,
+                dtype=dtype, partial=config.partial, impl="reference" if plain else self.target.impl,
             )  # fmt: skip
         net = self._nets[key]
         if not plain:
             net.policies = config.policies
         return net
 
-    def _choice(self, config: SearchConfig) -> Choice | None:
+    def _choices(self, config: SearchConfig) -> Mapping[Part, Choice] | None:
         if self.target.impl == "triton" and config.policy != "autograd":
             return None
-        return self.choice or dearest(self.space, config)
+        return self.choices or {part: dearest(self.space, config, part) for part in PARTS}
 
 
 class QuickProbe:
@@ -233,10 +235,13 @@ class StagedProbe:
         return dataclasses.replace(dear, step_s=sum(stages[one].step_s for one in ks) / len(ks))
 
 
-def choice_of(sampler: Sampler, draw: int, tau: float) -> Choice:
-    """What the sampler's draw of that number runs."""
-    sample = sampler.draw(draw, tau, grad=False)
-    return [{kind: path.operations for kind, path in paths.items()} for paths in sample.networks]
+def choices_of(sampler: Sampler, draw: int, tau: float) -> dict[Part, Choice]:
+    """What the sampler's draws of that number run, in a step on alpha and in one on the weights."""
+    samples = {part: sampler.draw(draw, tau, grad=False, part=part) for part in PARTS}
+    return {
+        part: [{kind: path.operations for kind, path in paths.items()} for paths in sample.networks]
+        for part, sample in samples.items()
+    }
 
 
 def spread(probe: SearchProbe, config: SearchConfig, draws: int) -> list[int]:
@@ -249,7 +254,7 @@ def spread(probe: SearchProbe, config: SearchConfig, draws: int) -> list[int]:
     found = []
     for number in range(draws):
         one = copy.copy(probe)
-        one.choice = choice_of(sampler, number, config.tau_max)
+        one.choices = choices_of(sampler, number, config.tau_max)
         found.append(one.held(one.trace(config))[1])
     return sorted(found)
 
@@ -265,22 +270,38 @@ def _feed(config: SearchConfig, dtype: torch.dtype) -> Feed:
     )  # fmt: skip
 
 
-def dearest(space: SearchSpace, config: SearchConfig) -> Choice:
-    """The sample that takes the most memory: the K dearest operations of every edge.
+def dearest(space: SearchSpace, config: SearchConfig, part: Part = "alpha") -> Choice:
+    """The sample of a step that takes the most memory: the K dearest operations of every edge.
 
     Dear is what keeps the most under ordinary autograd, `none` the least. Sub-graphs exclude each other: the n-th
-    takes the n-th dearest.
+    takes the n-th dearest. Where a draw keeps some edges only, they are the dearest of each node.
     """
-    order = {stride: _by_cost(space.name, stride) for stride in (1, 2)}
-    taken = {spec.kind: tuple(order[edge.stride][: config.k] for edge in spec.edges) for spec in space.cells}
-    if config.mode == "union":
-        return [taken]
-    return [{kind: tuple((row[n],) for row in rows) for kind, rows in taken.items()} for n in range(config.k)]
+    costs = {stride: _costs(space.name, stride) for stride in (1, 2)}
+    order = {stride: sorted(range(len(cost)), key=lambda n: (-cost[n], n)) for stride, cost in costs.items()}
+    # `none` is last in the order, so that leaving it out shortens it.
+    rule = rule_of(config, part, min(config.k, space.num_operations - (not config.with_none)))
+    taken = {spec.kind: [tuple(order[edge.stride][: rule.k]) for edge in spec.edges] for spec in space.cells}
+    if config.edges_per_node:
+        for spec in space.cells:
+            for row in set(range(len(spec.edges))) - _dearest_edges(spec, costs, config.edges_per_node):
+                taken[spec.kind][row] = (space.operations.index(ZERO),)
+    if rule.mode == "union":
+        return [{kind: tuple(rows) for kind, rows in taken.items()}]
+    return [{kind: tuple((row[n],) for row in rows) for kind, rows in taken.items()} for n in range(rule.k)]
+
+
+def _dearest_edges(spec: CellSpec, costs: Mapping[int, tuple[int, ...]], count: int) -> set[int]:
+    """Rows of the `count` incoming edges of each node whose dearest operation takes the most."""
+    kept: set[int] = set()
+    for node in range(spec.inputs, spec.num_states):
+        rows = [row for row, edge in enumerate(spec.edges) if edge.target == node]
+        kept |= set(sorted(rows, key=lambda row: -max(costs[spec.edges[row].stride]))[:count])
+    return kept
 
 
 @functools.cache
-def _by_cost(space_name: str, stride: int) -> tuple[int, ...]:
-    """Numbers of the operations, dearest first."""
+def _costs(space_name: str, stride: int) -> tuple[int, ...]:
+    """Bytes of each operation at its peak under ordinary autograd, 0 for `none`."""
     space = space_named(space_name)
     costs = []
     for name in space.operations:
@@ -298,4 +319,4 @@ def _by_cost(space_name: str, stride: int) -> tuple[int, ...]:
             trace = recorder.trace()
         del y
         costs.append(0 if name == ZERO else trace.peak([Run("one")]).bytes)
-    return tuple(sorted(range(len(costs)), key=lambda number: (-costs[number], number)))
+    return tuple(costs)

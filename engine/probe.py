@@ -159,7 +159,8 @@ def _by_rank(config: SearchConfig) -> list[dict[str, list[int]]]:
     """The operation of each edge by cell type, for each of the K ranks, the dearest first."""
     choice = dearest(space_named(config.space), config)
     if config.mode == "union":
-        return [{kind: [row[rank] for row in rows] for kind, rows in choice[0].items()} for rank in range(config.k)]
+        ranks = range(len(next(iter(choice[0].values()))[0]))
+        return [{kind: [row[rank] for row in rows] for kind, rows in choice[0].items()} for rank in ranks]
     return [{kind: [row[0] for row in rows] for kind, rows in paths.items()} for paths in choice]
 
 

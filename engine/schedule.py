@@ -34,6 +34,11 @@ def alpha_trains(config: SearchConfig, epoch: int) -> bool:
     return epoch >= config.warmup
 
 
+def alpha_due(config: SearchConfig, epoch: int, place: int) -> bool:
+    """Whether a step on alpha precedes the W step in that place of the epoch: every `alpha_every`-th has one."""
+    return alpha_trains(config, epoch) and (place + 1) % config.alpha_every == 0
+
+
 def guidance_active(config: SearchConfig, epoch: int) -> bool:
     """Whether super-net guidance may act in this epoch."""
     return epoch >= config.teacher_start * config.epochs

@@ -23,11 +23,11 @@ from .batches import Batch, Batches, dataset_fingerprint, split_halves
 from .budgeting import guard_of, probed
 from .config import SearchConfig
 from .data import load
-from .derive import derive, skip_count
+from .derive import skip_count
 from .draw import save_cells
 from .environment import environment
 from .errors import CheckpointError, InterruptedSearchError, NumericsError, RunFolderError
-from .evaluate import evaluate, genotype_paths
+from .evaluate import derived, evaluate, genotype_paths
 from .genotype import Genotype
 from .guard import Descent, Guard, context_bytes, room_of
 from .images import FolderImages
@@ -220,19 +220,21 @@ class _Run:
         )
 
     def _one_step(self) -> None:
-        """One alpha step (after the warm-up) and one W step, with everything that a user may want to see of them."""
+        """One alpha step (where one is due) and one W step, with everything that a user may want to see of them."""
         moment, epoch = self._moment(), self._epoch()
-        first = self.step % self.steps_per_epoch == 0
-        if first:
+        place = self.step % self.steps_per_epoch
+        if place == 0:
             self._follow_schedule()
         self._fit()
         begin = time.perf_counter()
         alpha: AlphaResult | None = None
         images = 0
-        recording = Recording(self.learner, self.device) if first else None
+        # Once in each epoch, in the first step that has a step on alpha where there is one.
+        measured = place == min(self.config.alpha_every, self.steps_per_epoch) - 1
+        recording = Recording(self.learner, self.device) if measured else None
         with recording or nullcontext():
-            if schedule.alpha_trains(self.config, epoch):
-                batch = self.alpha_batches.at(self.step)
+            if schedule.alpha_due(self.config, epoch, place):
+                batch = (self.alpha_batches if self.config.alpha_half == "alpha" else self.w_batches).at(self.step)
                 alpha = self._checked("alpha", self.learner.alpha_step, batch, moment, recording)
                 images += len(batch.labels_B)
             batch = self.w_batches.at(self.step)
@@ -305,7 +307,7 @@ class _Run:
         begin = time.perf_counter()
         epoch = (self.step - 1) // self.steps_per_epoch
         guidance, sampler = self.learner.guidance, self.learner.sampler
-        genotype = derive(self.space, {kind: alpha.tolist() for kind, alpha in sampler.alpha.items()})
+        genotype = derived(sampler)
         paths = genotype_paths(self.space, genotype, self.device)
 
         def judge() -> tuple[float, float] | None:
@@ -372,8 +374,7 @@ class _Run:
         raise InterruptedSearchError(self.stop.raised, next=f"msgdas search --resume {self.folder.path}")
 
     def _finish(self) -> SearchResult:
-        alpha = {kind: values.tolist() for kind, values in self.learner.sampler.alpha.items()}
-        genotype = derive(self.space, alpha)
+        genotype = derived(self.learner.sampler)
         self.folder.write_json(rundir.GENOTYPE, genotype.to_json_dict())
         save_cells(genotype, self.folder.path / "cells.svg", self.folder.path / "cells.png")
         report = write_report(self.folder.path)

@@ -6,6 +6,7 @@ what has no meta kernel is described here.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
@@ -17,8 +18,9 @@ from ..kernels.primitives import Reference
 from ..kernels.reference.batchnorm import Stats
 from ..kernels.reference.separable import Separable
 from .config import SearchConfig
+from .draws import Part
 from .optimizer import SampledSGD
-from .paths import CellPaths, Paths, Sample
+from .paths import Paths, Sample
 from .sampler import Sampler
 from .space import SearchSpace
 from .steps import Learner
@@ -199,30 +201,31 @@ class KnownSampler(Sampler):
     """A sampler whose draws are known beforehand, for paths that are read on the host.
 
     Args:
-        choice: what each network runs; None where nothing on the host depends on it.
+        choices: what each network of a step on alpha and of one on the weights runs; None where nothing on the host
+            depends on it.
     """
 
-    def __init__(self, space: SearchSpace, config: SearchConfig, choice: Choice | None) -> None:
+    def __init__(self, space: SearchSpace, config: SearchConfig, choices: Mapping[Part, Choice] | None) -> None:
         with META:
             super().__init__(space, config)
-        self.choice = choice
+        self.choices = choices
 
-    def draw(self, clock: int | Tensor, tau: float | Tensor, *, grad: bool) -> Sample:
-        sample = super().draw(clock, tau, grad=grad)
-        if self.choice is None:
+    def draw(self, clock: int | Tensor, tau: float | Tensor, *, grad: bool, part: Part = "alpha") -> Sample:
+        sample = super().draw(clock, tau, grad=grad, part=part)
+        if self.choices is None:
             return sample
         networks = tuple(
-            {kind: CellPaths(_indices(chosen[kind]), path.gates_EO, path.shadows) for kind, path in paths.items()}
-            for paths, chosen in zip(sample.networks, self.choice, strict=True)
+            {kind: dataclasses.replace(path, indices_EK=_indices(chosen[kind])) for kind, path in paths.items()}
+            for paths, chosen in zip(sample.networks, self.choices[part], strict=True)
         )
         return Sample(networks, sample.indices, sample.log_probability)
 
     def mixture(self) -> Paths:
-        if self.choice is None:
+        if self.choices is None:
             return super().mixture()
         every = tuple(range(self.space.num_operations))
         return {
-            kind: CellPaths(_indices((every,) * len(path.gates_EO)), path.gates_EO)
+            kind: dataclasses.replace(path, indices_EK=_indices((every,) * len(path.gates_EO)))
             for kind, path in super().mixture().items()
         }
 

@@ -193,7 +193,7 @@ class Learner:
             guided: whether the teacher is run; it acts where `guidance` trusts it.
             dropped: whether Dropblock-Identity acts.
         """
-        sample = self.sampler.draw(feed.clock, feed.tau, grad=self.all_gradients)
+        sample = self.sampler.draw(feed.clock, feed.tau, grad=self.all_gradients, part="weight")
         self.weight_optimizer.zero_grad()
         outcome = self.passes.weights(feed, sample, guided=guided, dropped=dropped)
         self.passes.enter("optimizer")
@@ -241,14 +241,14 @@ class Learner:
         norm = torch.nn.utils.get_total_norm(grads) if grads else loss.new_zeros(())
         ok = torch.isfinite(loss) & torch.isfinite(norm)
         self.alpha_optimizer.found_inf = (~ok).float()  # type: ignore[attr-defined]
-        before = {kind: alpha.detach().clone() for kind, alpha in self.sampler.alpha.items()}
+        before = [alpha.detach().clone() for alpha in self._alphas]
         self.alpha_optimizer.step()
         if self.config.gate == "restricted":
-            self.sampler.renormalise_(before, sample)
+            self.sampler.renormalise_(dict(zip(self.sampler.alpha, before, strict=False)), sample)
         finite = torch.stack([torch.isfinite(alpha).all() for alpha in self._alphas]).all()
         with torch.no_grad():
-            for kind, alpha in self.sampler.alpha.items():
-                torch.where(ok & finite, alpha, before[kind], out=alpha)
+            for alpha, old in zip(self._alphas, before, strict=True):
+                torch.where(ok & finite, alpha, old, out=alpha)
         self.passes.enter("")
         return torch.stack([loss.double(), norm.double(), finite.double()])
 

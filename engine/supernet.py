@@ -40,6 +40,8 @@ class SuperNet(nn.Module):
             `ops.ModuleOperation` makes any nn.Module a candidate.
         seed: of the weights (uniform in +-1/sqrt(fan_in), torch's default for convolutions).
         dtype: of the maps: fp32, fp64, or bf16 with `impl="triton"`; weights are then fp32.
+        partial: operations see the first 1 / partial of an edge's channels, the others pass them by (PC-DARTS); more
+            than 1 needs the plain path.
         impl: what computes a cell. `reference` and `native` read the sample on the host and run what it names;
             `triton` reads it on the device, in launches of one shape (see `fused_cell`).
 
@@ -60,10 +62,11 @@ class SuperNet(nn.Module):
         operations: Mapping[str, Operation] | None = None,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
+        partial: int = 1,
         impl: Literal["triton", "native", "reference"] = "reference",
     ) -> None:
         super().__init__()
-        self.space, self.impl, self.dtype = space, impl, dtype
+        self.space, self.impl, self.dtype, self.partial = space, impl, dtype, partial
         self.skeleton = search_skeleton(space, channels=channels, layers=layers, stem=stem)
         self.operations = TABLES[space.name] if operations is None else operations
         self.plain = tuple(policy) == ("autograd",)
@@ -97,7 +100,7 @@ class SuperNet(nn.Module):
         for number, c_in in enumerate(layer.channels_in if layer.spec.preprocess else ()):
             halves = 2 if number == 0 and layer.reduced_before else 1
             preprocess.append([make.uniform(layer.channels // halves, c_in) for _ in range(halves)])
-        layout = layout_of(layer, self.space.operations, self.operations)
+        layout = layout_of(layer, self.space.operations, self.operations, partial=self.partial)
         every = (place for edge in layout.places for places in edge for place in places)
         return CellWeights(layout, [make.uniform(*place.shape).detach() for place in every], preprocess)
 
@@ -105,7 +108,7 @@ class SuperNet(nn.Module):
         """Every operation of every edge as a branch of its cell."""
         if isinstance(layer, ResidualLayer):
             return []
-        layout = layout_of(layer, self.space.operations, self.operations)
+        layout = layout_of(layer, self.space.operations, self.operations, partial=self.partial)
         return [
             [
                 Branch(row, column, edge, operation_at(self.operations, name, edge.stride), layout.places[row][column])
@@ -188,12 +191,17 @@ class SuperNet(nn.Module):
         running = tuple(branch for branch in sampled if branch.column != zero)
         gates = None if self.plain else paths.gate_values
         call = CellCall(layer, cell, running, tuple(shadows), preprocess, policy, drop, gates, self._kernels)
-        gates_EO = paths.gates_EO.to(inputs[0].dtype)
+        dtype = inputs[0].dtype
         if self.plain:
             views = differentiable_views(parameters.layout, parameters.arenas())
             plain: list[PlainBranch] = [(b.row, b.column, b.operation, views[b.row][b.column]) for b in sampled]
-            return plain_cell(call, plain, gates_EO, (*inputs, *weights))
-        return CellFunction.apply(call, gates_EO, *inputs, *weights)
+            if self.partial == 1:
+                return plain_cell(call, plain, paths.scaled_EO.to(dtype), (*inputs, *weights))
+            edges_E = None if paths.edges_E is None else paths.edges_E.to(dtype)
+            return plain_cell(
+                call, plain, paths.gates_EO.to(dtype), (*inputs, *weights), edges_E=edges_E, partial=self.partial
+            )
+        return CellFunction.apply(call, paths.scaled_EO.to(dtype), *inputs, *weights)
 
     def _cell_weights(self, number: int) -> tuple[CellWeights, list[Tensor], tuple[slice, ...]]:
         """A cell's parameters, the same as a list, and where in it each input's preprocessing is."""
@@ -221,7 +229,7 @@ class SuperNet(nn.Module):
         policy = self.policies[cell] if torch.is_grad_enabled() else "min"
         call = FusedCall(layer, cell, path.indices_EK.shape[1], self._two_stages, preprocess, policy, drop)
         wide = torch.float64 if self.dtype == torch.float64 else torch.float32
-        return FusedCellFunction.apply(call, rows, path.gates_EO.to(wide), *inputs, *weights)
+        return FusedCellFunction.apply(call, rows, path.scaled_EO.to(wide), *inputs, *weights)
 
     def touched(self, indices: Mapping[str, Tensor]) -> list[Tensor | None]:
         """For each parameter, in the order of `parameters()`, which rows the sampled operations own.

@@ -125,14 +125,17 @@ class _Builder:
         return len(self.owners[arena]) - 1
 
 
-def layout_of(layer: CellLayer, names: Sequence[str], operations: Mapping[str, Operation]) -> Layout:
-    """Where the weights of each operation of `layer` lie."""
-    builder = _Builder(layer.channels)
+def layout_of(
+    layer: CellLayer, names: Sequence[str], operations: Mapping[str, Operation], *, partial: int = 1
+) -> Layout:
+    """Where the weights of each operation of `layer` lie; operations see 1 / partial of its channels."""
+    channels = layer.channels // partial
+    builder = _Builder(channels)
     places = tuple(
         tuple(
             builder.places(
                 row * len(names) + column,
-                operation_at(operations, name, edge.stride).weight_shapes(layer.channels, edge.stride),
+                operation_at(operations, name, edge.stride).weight_shapes(channels, edge.stride),
             )
             for column, name in enumerate(names)
         )
@@ -140,7 +143,7 @@ def layout_of(layer: CellLayer, names: Sequence[str], operations: Mapping[str, O
     )
     rows, slots, dense_slots = (len(owner) for owner in builder.owners)
     owners = tuple(tuple(owner) for owner in (*builder.owners, *([owner] for owner in builder.extra_owners)))
-    return Layout(layer.channels, rows, slots, dense_slots, tuple(builder.extra_shapes), places, owners)
+    return Layout(channels, rows, slots, dense_slots, tuple(builder.extra_shapes), places, owners)
 
 
 class CellWeights(nn.Module):

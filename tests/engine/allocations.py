@@ -20,7 +20,7 @@ def real_learner(config, impl: str) -> Learner:
     net = SuperNet(
         space, channels=config.channels, layers=config.layers, stem=config.stem, classes=10,
         policy=("autograd",) if plain else config.policies, layout=config.layout, seed=config.seed,
-        dtype=getattr(torch, config.dtype), impl="reference" if plain else impl,
+        dtype=getattr(torch, config.dtype), partial=config.partial, impl="reference" if plain else impl,
     )  # fmt: skip
     learner = Learner(config, net, Sampler(space, config))
     # An alpha that moves may draw other operations in the next step.

@@ -61,6 +61,7 @@ def gradients(
         torch.stack(losses).mean().backward()
     grads = weight_gradients(net)
     grads |= {f"alpha.{kind}": parameter.grad for kind, parameter in sampler.alpha.items()}
+    grads |= {f"beta.{kind}": parameter.grad for kind, parameter in sampler.beta.items()}
     mean_loss = torch.stack(losses).detach().mean().item()
     return mean_loss, {name: None if g is None else g.clone() for name, g in grads.items()}
 

@@ -5,10 +5,21 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
 import torch
+import torch.nn.functional as F
+from msgdas.engine import schedule
+from msgdas.engine.derive import derive
+from msgdas.engine.errors import ConfigError
+from msgdas.engine.ops import TABLES, operation_at
+from msgdas.engine.recipes import demo
+from msgdas.engine.space import DARTS, CellLayer
+from msgdas.engine.supernet import SuperNet
+from msgdas.engine.weights import differentiable_views
+from msgdas.kernels.reference.gumbel_topk import gumbel_noise
 
 sys.path.insert(0, str(Path(__file__).parent))
-from networks import sampler_of
+from networks import gradients, sampler_of, worst_error
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -39,3 +50,157 @@ def test_sigmoid_gates_do_not_compete():
     s = 1 / (1 + torch.exp(-sampler.alpha["normal"].detach()))
     torch.testing.assert_close(sample.networks[0]["normal"].gates_EO.detach(), s)
     torch.testing.assert_close(pulled_back(sampler, sample, v), v * s * (1 - s))
+
+
+def pair_and_active(sampler, draws: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the first edge: how often each ordered pair was sampled, and how often its first operation was the active."""
+    pairs, active = torch.zeros(5, 5), torch.zeros(5, 5)
+    for draw in range(draws):
+        sample = sampler.draw(draw, 1.0, grad=False)
+        (first, second), gates = sample.indices["cell"][0].tolist(), sample.networks[0]["cell"].gates_EO[0]
+        assert gates[first] + gates[second] == 1 and gates.sum() == 1
+        pairs[first, second] += 1
+        active[first, second] += gates[first]
+    return pairs, active
+
+
+def test_proxyless_two_draws_two_paths_and_one_of_them_by_its_share():
+    """Section 3.2.2: two without replacement by p; the active one by p restricted to the two."""
+    sampler = sampler_of("nasbench201", method="proxyless-two")
+    with torch.no_grad():
+        sampler.alpha["cell"].copy_(torch.tensor([0.0, 1.0, -0.5, 0.3, 0.8]).expand(6, 5))
+    p = torch.softmax(torch.tensor([0.0, 1.0, -0.5, 0.3, 0.8]), -1)
+    pairs, active = pair_and_active(sampler, 1500)
+    expected = p[:, None] * p[None] / (1 - p[:, None]) * (1 - torch.eye(5))
+    assert (pairs / pairs.sum() - expected).abs().max() < 0.03
+    share = (p[:, None] / (p[:, None] + p[None])).where(pairs > 60, 0.0)
+    assert (active / pairs.clamp(min=1) - share).where(pairs > 60, 0.0).abs().max() < 0.12
+    assert abs(active.sum() / pairs.sum() - (expected * p[:, None] / (p[:, None] + p[None])).sum()) < 0.03
+
+
+def test_proxyless_two_has_the_restricted_softmax_gradient():
+    """set_arch_param_grad of the authors' mix_op.py: sum_j V_j g_j (delta_ij - g_i) over the pair, 0 elsewhere."""
+    sampler = sampler_of(method="proxyless-two")
+    sample, v = sampler.draw(2, 1.0, grad=True), random(14, 8)
+    ours, alpha = pulled_back(sampler, sample, v), sampler.alpha["normal"].detach()
+    for edge, (i, j) in enumerate(sample.indices["normal"].tolist()):
+        g = torch.softmax(alpha[edge, [i, j]], -1)
+        expected = torch.zeros(8, dtype=torch.float64)
+        expected[i] = v[edge, i] * g[0] * (1 - g[0]) - v[edge, j] * g[1] * g[0]
+        expected[j] = v[edge, j] * g[1] * (1 - g[1]) - v[edge, i] * g[0] * g[1]
+        torch.testing.assert_close(ours[edge], expected)
+
+
+def test_proxyless_two_trains_the_weights_of_one_path():
+    sample = sampler_of(method="proxyless-two").draw(2, 1.0, grad=False, part="weight")
+    assert sample.indices["normal"].shape == (14, 1)
+    assert torch.equal(sample.networks[0]["normal"].gates_EO.sum(1), torch.ones(14, dtype=torch.float64))
+
+
+def test_snas_has_concrete_gates():
+    """Z_i = exp((log alpha_i + G_i) / tau) / sum_j (SNAS, equation 6); G is the draw's own noise."""
+    sampler = sampler_of(method="snas")
+    sample, v, tau = sampler.draw(5, 0.7, grad=True), random(14, 8), 0.7
+    alpha = sampler.alpha["normal"].detach().requires_grad_()
+    noise = gumbel_noise(sampler._uniform((14, 8), sampler.clock(5), 0))
+    z = torch.exp((alpha - alpha.logsumexp(-1, keepdim=True) + noise) / tau)
+    z = z / z.sum(-1, keepdim=True)
+    torch.testing.assert_close(sample.networks[0]["normal"].gates_EO.detach(), z.detach())
+    (expected,) = torch.autograd.grad((z * v).sum(), alpha)
+    torch.testing.assert_close(pulled_back(sampler, sample, v), expected)
+
+
+def test_alpha_has_a_step_every_so_many_weight_steps():
+    """The authors' schedule: step i of an epoch has one where (i + 1) % 5 == 0."""
+    config = demo(method="proxyless", warmup=1)
+    assert [place for place in range(12) if schedule.alpha_due(config, 1, place)] == [4, 9]
+    assert not any(schedule.alpha_due(config, 0, place) for place in range(12))
+
+
+def published_pc_cell(net, number: int, layer: CellLayer, inputs, alpha, beta) -> torch.Tensor:
+    """Xu et al., equations 1 to 3, with k = 4: written out from the paper, edge by edge."""
+    cell = net.layers[number]
+    views = differentiable_views(cell.layout, cell.arenas())
+    states = []
+    for x, weights in zip(inputs, cell.preprocess_groups(), strict=True):
+        if len(weights) == 1:
+            y = F.conv2d(x.relu(), weights[0][:, :, None, None])
+        else:
+            halves = [x.relu(), x.relu()[:, :, 1:, 1:]]
+            y = torch.cat([F.conv2d(h, w[:, :, None, None], stride=2) for h, w in zip(halves, weights, strict=True)], 1)
+        states.append(F.batch_norm(y, None, None, training=True))
+    row = 0
+    for node in range(4):
+        summed, incoming = 0.0, range(row, row + 2 + node)
+        edge_weights = torch.softmax(beta[list(incoming)], 0)
+        for place, source in enumerate(range(2 + node)):
+            x, stride = states[source], 2 if layer.spec.reduction and source < 2 else 1
+            quarter = x.shape[1] // 4
+            mixed = 0.0
+            for o, name in enumerate(DARTS.operations):
+                operation = operation_at(TABLES["darts"], name, stride)
+                gate = torch.softmax(alpha[row], 0)[o]
+                mixed = mixed + gate * operation.plain(x[:, :quarter], views[row][o], stride)
+            rest = x[:, quarter:] if stride == 1 else F.max_pool2d(x[:, quarter:], 2, 2)
+            joined = torch.cat([mixed, rest], 1)
+            # Channel shuffle in four groups: channel (group, c) goes to place 4 c + group.
+            shuffled = joined[:, [group * quarter + c for c in range(quarter) for group in range(4)]]
+            summed = summed + edge_weights[place] * shuffled
+            row += 1
+        states.append(summed)
+    return torch.cat(states[2:], 1)
+
+
+def test_pc_darts_cells_are_those_of_the_paper():
+    sampler = sampler_of(method="pc-darts", channels=8)
+    with torch.no_grad():
+        for number, beta in enumerate(sampler.beta.values()):
+            beta.copy_(random(14, seed=5 + number))
+    net = SuperNet(sampler.space, channels=8, layers=3, classes=5, policy=["autograd"], partial=4, dtype=torch.float64)
+    images, labels = random(2, 3, 16, 16), torch.tensor([1, 3])
+    loss = F.cross_entropy(net(images, sampler.draw(0, 1.0, grad=True).networks[0]), labels)
+    loss.backward()
+    ours = [p.grad for p in (*net.parameters(), *sampler.parameters())]
+    net.zero_grad()
+    sampler.zero_grad()
+    w, weight, bias = net.stems[0]
+    before = last = F.batch_norm(F.conv2d(images, w, padding=1), None, None, weight, bias, training=True)
+    for number, layer in enumerate(net.skeleton.layers):
+        kind = layer.spec.kind
+        out = published_pc_cell(net, number, layer, (before, last), sampler.alpha[kind], sampler.beta[kind])
+        before, last = last, out
+    expected = F.cross_entropy(net.classifier(last.mean((2, 3))), labels)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    expected.backward()
+    theirs = [p.grad for p in (*net.parameters(), *sampler.parameters())]
+    for got, wanted in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_edge_weights_scale_gates_alike_on_every_path():
+    sampler = sampler_of(k=2, mode="union", edge_norm=True)
+    loss, oracle = gradients(sampler, "autograd")
+    our_loss, ours = gradients(sampler, "min")
+    assert our_loss == pytest.approx(loss, abs=1e-12) and worst_error(ours, oracle) <= 1e-11
+    assert all(oracle[f"beta.{kind}"].abs().max() > 0 for kind in ("normal", "reduce"))
+
+
+def test_pc_darts_derives_by_alpha_times_beta():
+    """`_parse` of the authors' model_search.py: rows of softmax(alpha) times the edge's softmax among its node's."""
+    alpha = {kind: torch.zeros(14, 8).tolist() for kind in ("normal", "reduce")}
+    for row in range(14):
+        alpha["normal"][row][4] = 1.0 + 0.1 * row
+    by_alpha = derive(DARTS, alpha).cell("normal").pairs
+    beta = {kind: [0.0] * 14 for kind in alpha}
+    beta["normal"][9:] = [3.0, 0.0, 2.0, 0.0, 0.0]
+    by_both = derive(DARTS, alpha, beta=beta).cell("normal").pairs
+    assert by_alpha[:6] == by_both[:6]
+    assert by_alpha[6:] == (("sep_conv_3x3", 4), ("sep_conv_3x3", 3))
+    assert by_both[6:] == (("sep_conv_3x3", 0), ("sep_conv_3x3", 2))
+
+
+def test_partial_channels_say_what_they_need():
+    with pytest.raises(ConfigError, match="policy autograd"):
+        demo(partial=4)
+    with pytest.raises(ConfigError, match="even number"):
+        demo(partial=4, policy="autograd", channels=12)

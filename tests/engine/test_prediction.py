@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from msgdas.engine.prediction import QuickProbe, SearchProbe, Target, choice_of, dearest
+from msgdas.engine.prediction import QuickProbe, SearchProbe, Target, choices_of, dearest
 from msgdas.engine.recipes import demo
 from msgdas.engine.sampler import Sampler
 from msgdas.engine.space import space_named
@@ -52,6 +52,10 @@ CELLS = [
     ("reference", {"policy": "all", "dbi": "dropout", "k": 4}),
     ("native", {"policy": "min", "gate": "recompute"}),
     ("native", {"policy": "min", "gate": "score", **SUBGRAPHS}),
+    ("native", {"policy": "min", "method": "proxyless", "k": 1}),
+    ("native", {"policy": "bn", "method": "proxyless-two", "k": 2}),
+    ("reference", {"policy": "all", "method": "snas", "k": 8, "batch": 4}),
+    ("native", {"policy": "bn", "edge_norm": True}),
 ]
 PLAIN = [
     {"k": 2},
@@ -59,6 +63,8 @@ PLAIN = [
     {"k": 1, "method": "gdas", "mode": "subgraphs"},
     {"k": 8, "method": "darts"},
     {"k": 2, "space": "nasbench201", **TOGETHER},
+    {"k": 8, "method": "pc-darts", "layout": "nchw"},
+    {"k": 2, "partial": 2, "batch": 6},
 ]
 CASES = [*CELLS, *(("reference", {"policy": "autograd", **changes}) for changes in PLAIN)]
 
@@ -72,7 +78,7 @@ def probe_of(config, impl="native", *, cuda=False, **options):
 
 
 def drawn(config):
-    return choice_of(Sampler(space_named(config.space), config), DRAW, TAU)
+    return choices_of(Sampler(space_named(config.space), config), DRAW, TAU)
 
 
 def ask(probe, config):
@@ -83,7 +89,7 @@ def ask(probe, config):
 def test_predicted_against_real_peak(impl, changes):
     config = config_of(**changes)
     dropped = config.dbi != "off"
-    predicted = ask(probe_of(config, impl, dropped=dropped, choice=drawn(config)), config)
+    predicted = ask(probe_of(config, impl, dropped=dropped, choices=drawn(config)), config)
     real_bytes = measured_peak_bytes(config, impl, guided=True, dropped=dropped)
     assert predicted.peak.bytes == pytest.approx(real_bytes, rel=TOLERANCE)
     assert sum(predicted.peak.split_bytes.values()) == predicted.peak.bytes
@@ -168,7 +174,7 @@ def _both(batch, **changes):
 def test_the_dearest_sample_takes_the_most():
     config = config_of(policy="all", k=2)
     worst = ask(probe_of(config, dropped=False), config).peak.bytes
-    others = [ask(probe_of(config, dropped=False, choice=choice), config).peak.bytes for choice in _some(config)]
+    others = [ask(probe_of(config, dropped=False, choices=choice), config).peak.bytes for choice in _some(config)]
     assert all(other <= worst for other in others)
     assert min(others) < worst
     assert dearest(space_named("darts"), config)[0]["normal"][0][0] != 0
@@ -176,4 +182,4 @@ def test_the_dearest_sample_takes_the_most():
 
 def _some(config):
     sampler = Sampler(space_named(config.space), config)
-    return [choice_of(sampler, draw, TAU) for draw in range(3)]
+    return [choices_of(sampler, draw, TAU) for draw in range(3)]

@@ -7,7 +7,7 @@ import torch
 from msgdas.engine import probe as probes
 from msgdas.engine.guard import Forecast
 from msgdas.engine.measured import device_ratio, keep, key_of, known_ratio
-from msgdas.engine.prediction import choice_of, dearest
+from msgdas.engine.prediction import choices_of, dearest
 from msgdas.engine.probe import ProbeResult, dearest_learner, measure_dearest, probe
 from msgdas.engine.recipes import demo
 from msgdas.engine.rung import Rung
@@ -46,7 +46,7 @@ def test_every_draw_is_the_dearest(mode):
     learner = dearest_learner(config, CPU, 10)
     expected = dearest(space_named(config.space), config)
     for draw in range(5):
-        for found, wanted in zip(choice_of(learner.sampler, draw, 1.0), expected, strict=True):
+        for found, wanted in zip(choices_of(learner.sampler, draw, 1.0)["alpha"], expected, strict=True):
             for kind, rows in wanted.items():
                 assert [set(row) for row in found[kind]] == [set(row) for row in rows]
 

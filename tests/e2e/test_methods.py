@@ -1,0 +1,57 @@
+"""Every method searches, and resumes bit for bit."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from msgdas.engine import checkpoint
+from msgdas.engine.method import METHODS
+from msgdas.engine.recipes import demo
+from msgdas.engine.rundir import read_metrics
+from msgdas.engine.searcher import resume, search
+
+from .test_search import flat, without_times
+
+TINY = {
+    "channels": 4, "layers": 3, "image": 16, "batch": 4, "epochs": 4, "warmup": 1, "limit": 8, "eval_images": 4,
+    "checkpoint_every": 1, "keep": 100, "threads": 1,
+}  # fmt: skip
+# What the smallest search of a method needs beside TINY.
+SHORTER: dict[str, dict[str, object]] = {
+    "proxyless": {"limit": 20, "epochs": 2},
+    "proxyless-two": {"limit": 20, "epochs": 2},
+    "pc-darts": {"channels": 8},
+}
+
+
+def state(run) -> dict[str, object]:
+    config = run_config(run)
+    return dict(flat(checkpoint.load(run, config).state["learner"]))
+
+
+def run_config(run):
+    from msgdas.engine.config import from_json
+
+    return from_json((run / "config.json").read_text())
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_a_search_and_its_resume(method, tmp_path):
+    options = {**TINY, **SHORTER.get(method, {})}
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    result = search(demo(method=method, **options), out=whole)
+    assert result.genotype.kinds == ("normal", "reduce") and result.peak_bytes > 0
+    shutil.copytree(whole, run)
+    for folder in (run / "checkpoints").iterdir():
+        if int(folder.name.removeprefix("step-")) > 4:
+            shutil.rmtree(folder)
+    resume(run)
+    assert without_times(run) == without_times(whole)
+    assert (run / "genotype.json").read_text() == (whole / "genotype.json").read_text()
+    ours, theirs = state(run), state(whole)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert value.equal(theirs[name]) if hasattr(value, "equal") else value == theirs[name], name
+    trained = [row["alpha_loss"] is not None for row in read_metrics(whole / "metrics.jsonl") if row["kind"] == "step"]
+    assert any(trained) == (method != "random")
