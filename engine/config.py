@@ -68,7 +68,9 @@ class SearchConfig:
         "sub-graph k takes each edge's k-th ranked operation, or a random one of the K (ours)",
         flag=False,
     )
-    noise: Literal["gumbel", "off"] = key("gumbel", "Gumbel noise on the logits, or none", flag=False)
+    noise: Literal["gumbel", "dirichlet", "off"] = key(
+        "gumbel", "of the draws: Gumbel on the logits, gates from a Dirichlet distribution (DrNAS), or none", flag=False
+    )
     relaxation: Literal["masked", "shared", "soft", "plain", "sigmoid"] = key(
         "masked",
         "softmax without the ranks already taken, over all, Xie and Ermon's soft top-k, softmax of alpha alone "
@@ -103,6 +105,8 @@ class SearchConfig:
     )
     edge_norm: bool = key(False, "a learned weight per edge, softmax over a node's edges (PC-DARTS)", flag=False)
     alpha_scale: float = key(1e-3, "of alpha's first values, normal (DARTS: 1e-3, FairDARTS: 0)", flag=False)
+    zero_one: float = key(0.0, "weight of FairDARTS' zero-one loss on alpha (theirs: 10)", flag=False)
+    alpha_kl: float = key(0.0, "weight of DrNAS' KL divergence from uniform on alpha (theirs: 1e-3 or 0)", flag=False)
     alpha_every: int = key(1, "W steps to a step on alpha (ProxylessNAS: 5)", flag=False)
     alpha_half: Literal["alpha", "w"] = key(
         "alpha", "images of the steps on alpha: a half of their own, or the W step's batch (SNAS)", flag=False
@@ -260,9 +264,8 @@ def build(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> SearchConfig
         _check_type(name, value)
     values = {**base, **overrides}
     method = method_named(values.get("method", "msg"))
-    operations = space_named(values.get("space", "darts")).num_operations
-    for name, fixed in method.fixed.items():
-        value = operations if fixed == "all" else fixed
+    space = space_named(values.get("space", "darts"))
+    for name, value in method.settings(space, values.get("with_none", True)).items():
         if name in overrides and overrides[name] != value:
             raise ConfigError(
                 f"method {method.name} fixes {name}",

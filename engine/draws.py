@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels.reference import gumbel_topk
@@ -54,9 +55,27 @@ def rule_of(config: SearchConfig, part: Part, k: int) -> Rule:
 def uniform(seed: int, clock: Tensor, stream: int, shape: tuple[int, int], at: int = 0) -> Tensor:
     """Numbers in [0, 1) from place `at` of one stream of a draw, fp32; `clock` is (seed, number of the draw) [2]."""
     count = shape[0] * shape[1]
-    assert at + count <= 1 << STREAM_BITS
-    start = (clock[1] << STEP_BITS) + (stream << STREAM_BITS) + at
+    start = first_counter(clock, stream, at, count)
     return philox_uniform(seed, start + torch.arange(count, device=clock.device)).view(shape)
+
+
+def first_counter(clock: Tensor, stream: int, at: int, count: int) -> Tensor:
+    """The counter [] of place `at` in one stream of a draw, which has room for `count` from there."""
+    assert at + count <= 1 << STREAM_BITS
+    return (clock[1] << STEP_BITS) + (stream << STREAM_BITS) + at
+
+
+def concentration(alpha_EO: Tensor) -> Tensor:
+    """elu(alpha) + 1, of DrNAS' Dirichlet distributions (Chen et al. 2021)."""
+    return F.elu(alpha_EO) + 1
+
+
+def divergence_from_uniform(concentration_EO: Tensor, alive_EO: Tensor) -> Tensor:
+    """Sum over edges of KL(Dirichlet(concentration) || Dirichlet(1)) among the operations that are alive, []."""
+    c_EO = torch.where(alive_EO, concentration_EO, 1.0)
+    total_E = torch.where(alive_EO, c_EO, 0.0).sum(-1)
+    terms_EO = (c_EO - 1) * (torch.digamma(c_EO) - torch.digamma(total_E)[:, None]) - torch.lgamma(c_EO)
+    return (torch.lgamma(total_E) - torch.lgamma(alive_EO.sum(-1)) + terms_EO.sum(-1)).sum()
 
 
 def uniform_others(indices_EK: Tensor, alive_EO: Tensor, uniform_EO: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .errors import ConfigError
+from .space import SearchSpace
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,13 +15,21 @@ class Method:
 
     Attributes:
         name: as `--method` takes it.
-        fixed: configuration keys that the method sets; `k` may be `"all"`, the number of operations.
+        fixed: configuration keys that the method sets; `k` may be `"all"`, the number of candidates, and any value a
+            mapping from the space's name.
         source: where the method is published.
     """
 
     name: str
     fixed: Mapping[str, object]
     source: str
+
+    def settings(self, space: SearchSpace, with_none: bool = True) -> dict[str, object]:
+        """The keys that the method sets in a space; `with_none` says whether `none` is a candidate elsewhere."""
+        found = {name: value[space.name] if isinstance(value, Mapping) else value for name, value in self.fixed.items()}
+        if found.get("k") == "all":
+            found["k"] = space.num_operations - (not found.get("with_none", with_none))
+        return found
 
 
 MSG = Method("msg", {}, "our reconstruction from the abstract of arXiv 2107.04324")
@@ -82,7 +91,18 @@ PC_DARTS = Method(
     {**DENSE, "partial": 4, "edge_norm": True, "policy": "autograd"},
     "Xu et al., PC-DARTS: Partial Channel Connections for Memory-Efficient Architecture Search (ICLR 2020)",
 )
-METHODS = {method.name: method for method in (MSG, GDAS, DARTS, PROXYLESS_FULL, PROXYLESS_TWO, SNAS, PC_DARTS)}
+FAIR_DARTS = Method(
+    "fairdarts",
+    {**DENSE, "relaxation": "sigmoid", "with_none": False, "alpha_scale": 0.0, "zero_one": 10.0},
+    "Chu, Zhou, Zhang and Li, Fair DARTS: Eliminating Unfair Advantages (ECCV 2020)",
+)
+DR_NAS = Method(
+    "drnas",
+    {**DENSE, "noise": "dirichlet", "with_none": {"darts": False, "nasbench201": True}},
+    "Chen, Wang, Cheng, Tang and Hsieh, DrNAS: Dirichlet Neural Architecture Search (ICLR 2021)",
+)
+EVERY = (MSG, GDAS, DARTS, PROXYLESS_FULL, PROXYLESS_TWO, SNAS, PC_DARTS, FAIR_DARTS, DR_NAS)
+METHODS = {method.name: method for method in EVERY}
 
 
 def method_named(name: str) -> Method:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels import library
-from ..kernels.reference import gumbel_topk
+from ..kernels.reference import dirichlet, gumbel_topk
 from . import draws, gates
 from .config import SearchConfig
 from .draws import Part, Rule
@@ -82,6 +82,24 @@ class Sampler(nn.Module):
         function = torch.sigmoid if self.config.relaxation == "sigmoid" else _softmax
         return {kind: function(self.logits(kind).detach()) for kind in self.alpha}
 
+    def penalty(self) -> Tensor | None:
+        """What a step on alpha adds to the cross-entropy [], None for nothing.
+
+        `zero_one` times FairDARTS' loss (Chu et al. 2020), the negative mean of (sigmoid(alpha) - 1/2)^2 over all
+        candidates of all cells, and `alpha_kl` times DrNAS' divergence of Dirichlet(elu(alpha) + 1) from Dirichlet(1)
+        (Chen et al. 2021), summed over the edges.
+        """
+        config, terms = self.config, []
+        pairs = [(self.alpha[kind], self.alive(kind)) for kind in self.alpha]
+        if config.zero_one:
+            squares = [((torch.sigmoid(alpha) - 0.5) ** 2).where(alive, 0.0).sum() for alpha, alive in pairs]
+            count = self.num_alive * sum(len(alpha) for alpha, _ in pairs)
+            terms.append(-config.zero_one / count * torch.stack(squares).sum())
+        if config.alpha_kl:
+            away = [draws.divergence_from_uniform(draws.concentration(alpha), alive) for alpha, alive in pairs]
+            terms.append(config.alpha_kl * torch.stack(away).sum())
+        return torch.stack(terms).sum() if terms else None
+
     def edge_weights(self, kind: str) -> Tensor | None:
         """Weight of each edge in its node's sum [E], None for 1 each."""
         return draws.by_node(self.space.cell(kind), self.beta[kind]) if self.beta else None
@@ -139,7 +157,7 @@ class Sampler(nn.Module):
         plain_draw = rule.others == "ranked" and rule.forward == "mixed" and not config.edges_per_node
         plain_gates = config.gate in ("sampled", "score") and config.relaxation in KERNEL_RELAXATIONS
         everything = self.num_alive == self.space.num_operations
-        return self.impl == "triton" and plain_draw and plain_gates and everything
+        return self.impl == "triton" and plain_draw and plain_gates and everything and config.noise != "dirichlet"
 
     def _draw_in_one_launch(
         self, rule: Rule, alpha_EO: Tensor, clock: Tensor, stream: int, tau: float | Tensor
@@ -162,7 +180,7 @@ class Sampler(nn.Module):
         self, spec: CellSpec, rule: Rule, clock: Tensor, stream: int, tau: float | Tensor
     ) -> tuple[list[CellPaths], Tensor]:
         config, logits_EO = self.config, self.logits(spec.kind)
-        scores_EO = self._scores(logits_EO, clock, stream)
+        scores_EO = self._scores(spec.kind, logits_EO, clock, stream)
         indices_EK = gumbel_topk.top_k(scores_EO.detach(), rule.k)
         if rule.others == "uniform":
             uniform_EO = self._uniform(tuple(logits_EO.shape), clock, stream, draws.OTHERS_AT)
@@ -183,8 +201,15 @@ class Sampler(nn.Module):
             values_EK = gates.mixed_values(config, logits_EO, scores_EO, indices_EK, tau)
         return [gates.union(config, soft_KEO, values_EK, indices_EK)], indices_EK
 
-    def _scores(self, logits_EO: Tensor, clock: Tensor, stream: int) -> Tensor:
-        """What the ranks are in the order of [E, O]: log softmax(alpha), perturbed as `noise` says."""
+    def _scores(self, kind: str, logits_EO: Tensor, clock: Tensor, stream: int) -> Tensor:
+        """What the ranks are in the order of [E, O]: log softmax(alpha), perturbed as `noise` says.
+
+        `dirichlet`: the log of a sample of Dirichlet(elu(alpha) + 1), of which dropped operations are left out.
+        """
+        if self.config.noise == "dirichlet":
+            start = draws.first_counter(clock, stream, draws.DIRICHLET_AT, logits_EO.numel() * dirichlet.NUMBERS)
+            log_EO = dirichlet.log_dirichlet(draws.concentration(self.alpha[kind]), self.config.seed, start)
+            return log_EO if logits_EO is self.alpha[kind] else log_EO.masked_fill(~self.alive(kind), -torch.inf)
         scores_EO = _log_softmax(logits_EO)
         if self.config.noise == "off":
             return scores_EO

@@ -236,6 +236,9 @@ class Learner:
             self._score_gradient(loss, sample)
         else:
             loss = self.passes.gates(feed, sample, dropped=dropped)
+        penalty = self.sampler.penalty()
+        if penalty is not None:
+            penalty.backward()
         self.passes.enter("optimizer")
         grads = [alpha.grad for alpha in self._alphas if alpha.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads) if grads else loss.new_zeros(())

@@ -17,6 +17,7 @@ from msgdas.engine.space import DARTS, CellLayer
 from msgdas.engine.supernet import SuperNet
 from msgdas.engine.weights import differentiable_views
 from msgdas.kernels.reference.gumbel_topk import gumbel_noise
+from torch.distributions import Dirichlet, kl_divergence
 
 sys.path.insert(0, str(Path(__file__).parent))
 from networks import gradients, sampler_of, worst_error
@@ -204,3 +205,66 @@ def test_partial_channels_say_what_they_need():
         demo(partial=4)
     with pytest.raises(ConfigError, match="even number"):
         demo(partial=4, policy="autograd", channels=12)
+
+
+def test_fairdarts_zero_one_loss_and_gates():
+    """L = CE - 10 mean (sigmoid(alpha) - 1/2)^2 over seven candidates of all edges; the authors' separate_loss.py."""
+    sampler = sampler_of(method="fairdarts")
+    assert all(not alpha.any() for alpha in sampler.alpha.values())
+    with torch.no_grad():
+        for number, alpha in enumerate(sampler.alpha.values()):
+            alpha.copy_(random(14, 8, seed=number))
+    gates_EO = sampler.draw(0, 1.0, grad=True).networks[0]["normal"].gates_EO
+    s = torch.sigmoid(torch.cat([alpha.detach()[:, 1:] for alpha in sampler.alpha.values()]))
+    torch.testing.assert_close(gates_EO.detach()[:, 1:], s[:14])
+    assert not gates_EO.detach()[:, 0].any()
+    penalty = sampler.penalty()
+    torch.testing.assert_close(penalty.detach(), -10 * F.mse_loss(s, torch.full_like(s, 0.5)))
+    penalty.backward()
+    expected = -10 * 2 * (s[14:] - 0.5) * s[14:] * (1 - s[14:]) / s.numel()
+    torch.testing.assert_close(sampler.alpha["reduce"].grad[:, 1:], expected)
+
+
+def test_fairdarts_ranks_operations_that_do_not_compete():
+    """Edges with the same softmax, some with larger sigmoids: only those tell them apart."""
+    alpha = {kind: [[-9.0] + [-4.0] * 7 for _ in range(14)] for kind in ("normal", "reduce")}
+    for row, height in enumerate((0.5, 1.5, 1.0)):
+        alpha["normal"][2 + row] = [height - 5] * 4 + [height] + [height - 5] * 3
+    alive = {kind: [[False] + [True] * 7] * 14 for kind in alpha}
+    alone = derive(DARTS, alpha, alone=True, alive=alive).cell("normal").pairs[2:4]
+    assert alone == (("sep_conv_3x3", 1), ("sep_conv_3x3", 2))
+    assert derive(DARTS, alpha, alive=alive).cell("normal").pairs[2:4] == (("sep_conv_3x3", 0), ("sep_conv_3x3", 1))
+
+
+def test_drnas_gates_are_a_dirichlet_sample_with_its_pathwise_derivative():
+    """theta ~ Dirichlet(elu(alpha) + 1); the gradient is torch's own for rsample, at the same theta."""
+    sampler = sampler_of(method="drnas", space="nasbench201")
+    sample, v = sampler.draw(3, 1.0, grad=True), random(6, 5)
+    gates_EO = sample.networks[0]["cell"].gates_EO
+    theta = gates_EO.detach()
+    torch.testing.assert_close(theta.sum(1), torch.ones(6, dtype=torch.float64))
+    alpha = sampler.alpha["cell"].detach().requires_grad_()
+    c = F.elu(alpha) + 1
+    pathwise = torch._dirichlet_grad(theta, c.detach(), c.detach().sum(-1, keepdim=True).expand_as(c))
+    (expected,) = torch.autograd.grad(c, alpha, pathwise * (v - (theta * v).sum(-1, keepdim=True)))
+    (ours,) = torch.autograd.grad((gates_EO * v).sum(), sampler.alpha["cell"])
+    torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_drnas_leaves_none_out_of_the_darts_cells():
+    sampler = sampler_of(method="drnas")
+    drawn = [sampler.draw(n, 1.0, grad=False).networks[0]["normal"].gates_EO for n in range(300)]
+    assert sampler.config.k == 7 and not drawn[0][:, 0].any() and (drawn[0][:, 1:] > 0).all()
+    torch.testing.assert_close(drawn[0].sum(1), torch.ones(14, dtype=torch.float64))
+    c = F.elu(sampler.alpha["normal"].detach()[:, 1:]) + 1
+    mean = torch.stack(drawn).mean(0)[:, 1:]
+    torch.testing.assert_close(mean, c / c.sum(-1, keepdim=True), atol=0.06, rtol=0)
+
+
+def test_drnas_kl_is_torchs():
+    sampler = sampler_of(method="drnas", alpha_kl=1e-3)
+    expected = 0.0
+    for alpha in sampler.alpha.values():
+        c = F.elu(alpha.detach()[:, 1:]) + 1
+        expected = expected + kl_divergence(Dirichlet(c), Dirichlet(torch.ones_like(c))).sum()
+    torch.testing.assert_close(sampler.penalty().detach(), 1e-3 * expected)

@@ -56,6 +56,8 @@ CELLS = [
     ("native", {"policy": "bn", "method": "proxyless-two", "k": 2}),
     ("reference", {"policy": "all", "method": "snas", "k": 8, "batch": 4}),
     ("native", {"policy": "bn", "edge_norm": True}),
+    ("native", {"policy": "min", "method": "fairdarts", "k": 7}),
+    ("native", {"policy": "bn", "method": "drnas", "k": 7, "alpha_kl": 1e-3}),
 ]
 PLAIN = [
     {"k": 2},
