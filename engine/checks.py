@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..profiles.budget import parse as parse_budget
 from .errors import ConfigError
+from .space import space_named
 
 if TYPE_CHECKING:
     from .config import SearchConfig
@@ -22,10 +23,22 @@ def check_schedule(config: SearchConfig) -> None:
             "k is the largest of k_schedule", got=f"k {config.k}, k_schedule {config.k_schedule}",
             allowed=f"k {max(stages)}", next=f"--k {max(stages)}",
         )  # fmt: skip
+    _check_kept(config)
     if len(stages) > config.epochs:
         raise ConfigError(
             "every K of k_schedule has an epoch at least", got=f"{len(stages)} values, {config.epochs} epochs",
             allowed=f"{config.epochs} values or fewer", next=f"--epochs {len(stages)}",
+        )  # fmt: skip
+
+
+def _check_kept(config: SearchConfig) -> None:
+    kept, candidates = config.kept_stages, space_named(config.space).num_operations - (not config.with_none)
+    falling = all(after < before for before, after in zip((candidates, *kept), kept, strict=False))
+    if not falling or len(kept) >= config.epochs:
+        raise ConfigError(
+            "keep_ops falls from stage to stage, and every stage has an epoch at least",
+            got=f"keep_ops {config.keep_ops}, {candidates} operations, {config.epochs} epochs",
+            allowed=f"falling numbers below {candidates}, fewer than the epochs", next="--set keep_ops=3",
         )  # fmt: skip
 
 
@@ -38,7 +51,7 @@ def check_ranges(config: SearchConfig) -> None:
         "teacher_decay": (0, 1), "epochs": (1, 1 << 20), "warmup": (0, config.epochs), "batch": (2, 1 << 20),
         "accumulate": (1, config.batch), "k_weights": (0, config.k), "edges_per_node": (0, 1 << 10),
         "alpha_scale": (0, 1e3), "zero_one": (0, 1e6), "alpha_kl": (0, 1e6), "partial": (1, config.channels),
-        "alpha_every": (1, 1 << 20),
+        "alpha_every": (1, 1 << 20), "order": (1, 2), "candidates": (1, 1 << 20),
         "lr": (0, 1e3), "lr_min": (0, 1e3), "momentum": (0, 1), "weight_decay": (0, 1), "clip": (1e-6, 1e9),
         "alpha_lr": (0, 1e3), "alpha_weight_decay": (0, 1), "threads": (0, 4096), "seed": (0, (1 << 63) - 1),
         "checkpoint_every": (0, 1 << 31), "keep": (1, 1 << 20), "eval_images": (0, 1 << 31),
@@ -127,6 +140,12 @@ def check_estimator(config: SearchConfig) -> None:
         raise ConfigError(
             "forward one draws one of two or more operations of a union", got=f"mode {config.mode}, k {config.k}",
             allowed="mode union with k of 2 or more", next="--mode union --k 2",
+        )  # fmt: skip
+    if config.order == 2 and (config.noise != "off" or config.gate == "score" or config.forward == "one"):
+        raise ConfigError(
+            "the second order needs draws that do not change from pass to pass",
+            got=f"noise {config.noise}, gate {config.gate}, forward {config.forward}",
+            allowed="noise off, a gate with a gradient, forward mixed", next="--method darts2",
         )  # fmt: skip
     if config.edges_per_node and config.k != 1:
         raise ConfigError("edges_per_node draws single paths", got=f"k {config.k}", allowed="k 1", next="--k 1")

@@ -213,17 +213,20 @@ def _search(arguments: argparse.Namespace) -> str:
                 "--resume goes on with the run folder's own configuration", got=", ".join(extra),
                 allowed="--resume RUN alone", next=f"msgdas search --resume {arguments.resume}",
             )  # fmt: skip
-        from .searcher import resume, summary
+        from .result import summary
+        from .searcher import resume
 
         return summary(resume(arguments.resume))
     config = config_of(arguments)
     if "budget" not in vars(arguments):
-        from .searcher import search, summary
+        from .result import summary
+        from .searcher import search
 
         return summary(search(config, out=arguments.out))
     from .plan import plan_here
     from .plan_text import as_dict, brief
-    from .searcher import search, summary
+    from .result import summary
+    from .searcher import search
 
     made = plan_here(config, arguments.budget, pins=_given(arguments)[1])
     print(brief(made), flush=True)

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .checks import check_combinations, check_policies, check_ranges, check_schedule
 from .errors import ConfigError
-from .method import method_named
+from .method import METHODS, method_named
 from .space import search_skeleton, space_named
 
 MAX_TOML_BYTES = 1 << 20
@@ -50,7 +50,7 @@ class SearchConfig:
     augment: bool = key(True, "random crop with padding and flip (DARTS)", flag=False)
     cutout: int = key(0, "side of the cutout square in pixels (DARTS' search: off)", flag=False)
 
-    method: str = key("msg", "msg, gdas (K=1) or darts (K=all, no noise)")
+    method: str = key("msg", f"one of {', '.join(METHODS)}; docs/methods.md has their formulas and sources")
     k: int = key(2, "K, operations sampled per edge, 1 to the number of operations (ours)")
     k_schedule: str = key(
         "",
@@ -100,6 +100,11 @@ class SearchConfig:
         0, "incoming edges of a node that a draw keeps, uniform (random search: 2), 0 for all", flag=False
     )
     with_none: bool = key(True, "whether none is a candidate (FairDARTS, DrNAS: not)", flag=False)
+    keep_ops: str = key(
+        "",
+        "operations an edge keeps after each share of the epochs, as 5,3 (P-DARTS); empty: all",
+        flag=False,
+    )
     partial: int = key(
         1, "an edge's operations see 1 / partial of its channels, the others pass (PC-DARTS: 4); 1 for all", flag=False
     )
@@ -156,6 +161,13 @@ class SearchConfig:
     threads: int = key(0, "CPU threads, 0 for all cores", flag=False)
 
     seed: int = key(0, "of weights, samples, split, order and augmentation")
+    order: int = key(1, "of alpha's gradient: 2 looks one W step ahead (DARTS)", flag=False)
+    choose: Literal["alpha", "supernet"] = key(
+        "alpha",
+        "what the result is: alpha's, or the best of random cells by the super-net; alpha rests then",
+        flag=False,
+    )
+    candidates: int = key(1000, "random cells that choose = supernet compares (Li and Talwalkar: 1000)", flag=False)
     checkpoint_every: int = key(0, "steps between checkpoints, 0 for one per epoch", flag=False)
     keep: int = key(2, "checkpoints kept in the run folder", flag=False)
     eval_images: int = key(0, "images of the alpha half on which an epoch is judged, 0 for all", flag=False)
@@ -178,6 +190,15 @@ class SearchConfig:
         """
         return stages_of(self.k, self.k_schedule)
 
+    @property
+    def kept_stages(self) -> tuple[int, ...]:
+        """Operations that every edge keeps in each of the equal shares of the epochs after the first.
+
+        Raises:
+            ConfigError: for a list that is none.
+        """
+        return listed("keep_ops", self.keep_ops) if self.keep_ops else ()
+
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2)
 
@@ -198,16 +219,16 @@ def stages_of(k: int, schedule: str) -> tuple[int, ...]:
     doubling = (*(1 << n for n in range(k.bit_length()) if 1 << n < k), k)
     if schedule in ("grow", "shrink"):
         return doubling if schedule == "grow" else doubling[::-1]
-    return ks_listed(schedule)
+    return listed("k_schedule", schedule)
 
 
-def ks_listed(text: str) -> tuple[int, ...]:
-    """The values of K in a list as 1,2,4. Raises ConfigError where it is none."""
+def listed(name: str, text: str) -> tuple[int, ...]:
+    """The numbers in a list as 1,2,4, the value of key `name`. Raises ConfigError where it is none."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() and int(part) for part in parts):
         raise ConfigError(
-            "unreadable k_schedule", got=repr(text), allowed="grow, shrink, or a list as 1,2,4",
-            next="--set k_schedule=grow",
+            f"unreadable {name}", got=repr(text), next=f"--set {name}=4,2,1",
+            allowed="grow, shrink, or a list as 4,2,1" if name == "k_schedule" else "a list as 4,2,1",
         )  # fmt: skip
     return tuple(int(part) for part in parts)
 
@@ -274,9 +295,9 @@ def build(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> SearchConfig
                 next=f"leave out {name}, or --method msg",
             )
         values[name] = value
-    listed = values.get("k_schedule", "")
-    if listed not in ("", "grow", "shrink") and "k" not in {**overrides, **method.fixed}:
-        values["k"] = max(ks_listed(listed))
+    scheduled = values.get("k_schedule", "")
+    if scheduled not in ("", "grow", "shrink") and "k" not in {**overrides, **method.fixed}:
+        values["k"] = max(listed("k_schedule", scheduled))
     return SearchConfig(**values)
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import random
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 
 from .batches import Batch
 from .derive import derive
-from .genotype import Genotype
+from .genotype import CellGenotype, Genotype
 from .paths import Paths, fixed_paths
 from .sampler import Sampler
 from .space import SearchSpace
 from .supernet import SuperNet
+
+# Of a race among random cells: batches of its first round, and cells in its second.
+RACE_BATCHES, FINALISTS = 10, 10
 
 
 def genotype_paths(space: SearchSpace, genotype: Genotype, device: torch.device) -> Paths:
@@ -45,6 +49,60 @@ def derived(sampler: Sampler) -> Genotype:
         beta={kind: beta.tolist() for kind, beta in sampler.beta.items()} if sampler.beta else None,
         alive=None if everything else {kind: sampler.alive(kind).tolist() for kind in sampler.alpha},
     )
+
+
+def random_cells(space: SearchSpace, seed: int, count: int) -> list[Genotype]:
+    """Cells drawn uniformly: two different inputs for each node and an operation for each, `none` among them.
+
+    NAS-Bench-201 has all edges, so that only the operations are drawn. Source: `sample_arch` of
+    liamcli/randomNAS_release (Li and Talwalkar 2019).
+    """
+    chance = random.Random(seed)
+    found = []
+    for _ in range(count):
+        cells = []
+        for spec in space.cells:
+            pairs: list[tuple[str, int]] = []
+            for node in range(spec.inputs, spec.num_states):
+                sources = [edge.source for edge in spec.edges if edge.target == node]
+                kept = chance.sample(sources, 2) if space.rule == "top2" else sources
+                pairs += [(chance.choice(space.operations), source) for source in kept]
+            cells.append((spec.kind, CellGenotype(tuple(pairs), spec.concat)))
+        found.append(Genotype(space.name, tuple(cells)))
+    return found
+
+
+def best_of(
+    cells: Sequence[Genotype],
+    net: SuperNet,
+    batches: Callable[[int], Iterable[Batch]],
+    device: torch.device,
+    stop: Callable[[], bool],
+) -> tuple[Genotype, float] | None:
+    """The most accurate of some cells with the super-net's weights, and its accuracy; None where `stop` said so.
+
+    All on RACE_BATCHES batches, then the FINALISTS best of them on all (Li and Talwalkar 2019, and their code). Ties
+    go to the first.
+
+    Args:
+        cells, net: what is judged.
+        batches: that many of the first batches, all for 0.
+        device: of the net.
+        stop: asked before each batch.
+    """
+    space = net.space
+    left = list(cells)
+    accuracies: list[float] = []
+    for count, survivors in ((RACE_BATCHES, FINALISTS), (0, 1)):
+        accuracies = []
+        for cell in left:
+            judged = evaluate(net, genotype_paths(space, cell, device), batches(count), device, stop)
+            if judged is None:
+                return None
+            accuracies.append(judged[1])
+        order = sorted(range(len(left)), key=lambda n: -accuracies[n])[:survivors]
+        left, accuracies = [left[n] for n in order], [accuracies[n] for n in order]
+    return left[0], accuracies[0]
 
 
 @torch.no_grad()

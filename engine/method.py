@@ -101,7 +101,46 @@ DR_NAS = Method(
     {**DENSE, "noise": "dirichlet", "with_none": {"darts": False, "nasbench201": True}},
     "Chen, Wang, Cheng, Tang and Hsieh, DrNAS: Dirichlet Neural Architecture Search (ICLR 2021)",
 )
-EVERY = (MSG, GDAS, DARTS, PROXYLESS_FULL, PROXYLESS_TWO, SNAS, PC_DARTS, FAIR_DARTS, DR_NAS)
+P_DARTS = Method(
+    "pdarts",
+    {**DENSE, "keep_ops": {"darts": "5,3", "nasbench201": "3,2"}, "dbi": "dropout"},
+    "Chen, Xie, Wu and Tian, Progressive Differentiable Architecture Search (ICCV 2019), without its growing depth",
+)
+RANDOM = Method(
+    "random",
+    {
+        "k": 1,
+        "mode": "union",
+        "noise": "gumbel",
+        "relaxation": "shared",
+        "gate": "sampled",
+        "alpha_scale": 0.0,
+        "edges_per_node": {"darts": 2, "nasbench201": 0},
+        "choose": "supernet",
+        "dbi": "off",
+        "teacher": "none",
+    },
+    "Li and Talwalkar, Random Search and Reproducibility for NAS (UAI 2019), random search with weight sharing",
+)
+DARTS2 = Method("darts2", {**DENSE, "order": 2}, "Liu, Simonyan and Yang, DARTS (ICLR 2019), second order")
+TF_NAS = Method(
+    "tf-nas",
+    {
+        **DENSE,
+        "noise": "gumbel",
+        "tau_max": 5.0,
+        "tau_min": 0.2,
+        "k_weights": 2,
+        "mode_weights": "subgraphs",
+        "others_weights": "uniform",
+        "alpha_every": 2,
+    },
+    "Hu, Wu and He, TF-NAS: Rethinking Three Search Freedoms (ECCV 2020), its bi-sampling",
+)
+EVERY = (
+    MSG, GDAS, DARTS, DARTS2, PROXYLESS_FULL, PROXYLESS_TWO, SNAS, PC_DARTS, FAIR_DARTS, DR_NAS, P_DARTS, TF_NAS,
+    RANDOM,
+)  # fmt: skip
 METHODS = {method.name: method for method in EVERY}
 
 

@@ -219,14 +219,14 @@ class Passes:
         share = self.config.teacher_weight
         return (1 - share) * loss + share * distill, distill
 
-    def gates(self, feed: Feed, sample: Sample, *, dropped: bool) -> Tensor:
-        """Mean cross-entropy []; alpha's gradient through the gates.
+    def gates(self, feed: Feed, sample: Sample, *, dropped: bool, weights: bool = False) -> Tensor:
+        """Mean cross-entropy []; alpha's gradient through the gates, and with `weights` the weights' too.
 
         The networks share alpha's graph, so their gradients are gathered first.
         """
         leaves = _GateLeaves(sample)
         means = []
-        with nullcontext() if self.all_gradients else self.net.frozen():
+        with nullcontext() if self.all_gradients or weights else self.net.frozen():
             for part in feed.parts(min(self.accumulate, len(feed.labels_B))):
                 drops = self._drops(feed, part, sample, dropped)
                 means.append((part.share, self._gate_part(part, leaves, drops)))

@@ -226,6 +226,20 @@ class Sampler(nn.Module):
         uniform_EK = self._uniform((num_edges, k), clock, draws.SHUFFLE_STREAM + stream)
         return torch.argsort(uniform_EK, dim=-1, stable=True)
 
+    @torch.no_grad()
+    def keep_(self, count: int) -> None:
+        """Leave every edge its `count` most probable candidates and start alpha anew.
+
+        As P-DARTS does between its stages, whose next network has alphas of its own (Chen et al. 2019).
+        """
+        generator = torch.Generator().manual_seed(self.config.seed + 1 + self.space.num_operations - count)
+        for spec in self.space.cells:
+            logits_EO, alive_EO = self.logits(spec.kind), self.alive(spec.kind)
+            best_EN = gumbel_topk.top_k(logits_EO, count)
+            alive_EO.copy_(torch.zeros_like(alive_EO).scatter(1, best_EN, True))
+            self.alpha[spec.kind].copy_(self._first_alpha(spec, generator))
+        self.num_alive = count
+
     def mixture(self) -> Paths:
         """All operations weighted by their probabilities, without gradient: the dense super-net."""
         num = self.space.num_operations

@@ -19,6 +19,12 @@ def sampled(config: SearchConfig, epoch: int) -> int:
     return config.k_stages[epoch * len(config.k_stages) // config.epochs]
 
 
+def kept(config: SearchConfig, epoch: int) -> int | None:
+    """Operations that every edge keeps in an epoch, None for all: `kept_stages` after the first of equal shares."""
+    stage = epoch * (len(config.kept_stages) + 1) // config.epochs
+    return config.kept_stages[stage - 1] if stage else None
+
+
 def learning_rate(config: SearchConfig, epoch: int) -> float:
     """SGD's learning rate, a half cosine from lr towards lr_min (DARTS)."""
     return config.lr_min + 0.5 * (config.lr - config.lr_min) * (1 + math.cos(math.pi * epoch / config.epochs))
@@ -30,8 +36,8 @@ def drop_rate(config: SearchConfig, epoch: int) -> float:
 
 
 def alpha_trains(config: SearchConfig, epoch: int) -> bool:
-    """Whether alpha is updated in this epoch: not in the warm-up (PC-DARTS)."""
-    return epoch >= config.warmup
+    """Whether alpha is updated in this epoch: not in the warm-up (PC-DARTS), nor where the super-net chooses."""
+    return epoch >= config.warmup and config.choose == "alpha"
 
 
 def alpha_due(config: SearchConfig, epoch: int, place: int) -> bool:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+from torch import Tensor
 
 from ..profiles.device import process_rss_bytes
 from ..profiles.errors import BudgetError
@@ -27,7 +27,7 @@ from .derive import skip_count
 from .draw import save_cells
 from .environment import environment
 from .errors import CheckpointError, InterruptedSearchError, NumericsError, RunFolderError
-from .evaluate import derived, evaluate, genotype_paths
+from .evaluate import best_of, derived, evaluate, genotype_paths, random_cells
 from .genotype import Genotype
 from .guard import Descent, Guard, context_bytes, room_of
 from .images import FolderImages
@@ -36,28 +36,12 @@ from .progress import Progress
 from .recording import Recording
 from .report import write_report
 from .report_figures import SKIP_ALARM
+from .result import SearchResult
 from .rundir import MetricsWriter, RunFolder
 from .signals import StopFlag
 from .space import space_named
 from .steps import AlphaResult, Moment, WeightResult
 from .tensorboard import TensorBoardWriter
-
-
-@dataclass(frozen=True, slots=True)
-class SearchResult:
-    """Where a finished search lies and what it found.
-
-    Attributes:
-        path: the run folder.
-        genotype: the derived network.
-        val_accuracy: of the derived cell with the super-net's weights on the alpha half, 0 to 1.
-        peak_bytes: the largest measured peak of a step.
-    """
-
-    path: Path
-    genotype: Genotype
-    val_accuracy: float
-    peak_bytes: int
 
 
 def search(
@@ -208,6 +192,12 @@ class _Run:
             detail = f"K={self.learner.sampler.k} instead of {before}"
             self.progress.note(f"epoch {self._epoch() + 1}: {detail}, as k_schedule says")
             self._write({"kind": "event", "step": self.step + 1, "what": "K of the schedule", "detail": detail})
+        kept = schedule.kept(self.config, self._epoch())
+        if kept is not None and kept < self.learner.sampler.num_alive:
+            self.learner.keep_operations(kept)
+            detail = f"every edge keeps {kept} operations"
+            self.progress.note(f"epoch {self._epoch() + 1}: {detail}, as keep_ops says")
+            self._write({"kind": "event", "step": self.step + 1, "what": "operations dropped", "detail": detail})
 
     def _moment(self) -> Moment:
         epoch = self._epoch()
@@ -235,7 +225,8 @@ class _Run:
         with recording or nullcontext():
             if schedule.alpha_due(self.config, epoch, place):
                 batch = (self.alpha_batches if self.config.alpha_half == "alpha" else self.w_batches).at(self.step)
-                alpha = self._checked("alpha", self.learner.alpha_step, batch, moment, recording)
+                ahead = self.w_batches.at(self.step) if self.config.order == 2 else None
+                alpha = self._checked("alpha", self._alpha_step(ahead), batch, moment, recording)
                 images += len(batch.labels_B)
             batch = self.w_batches.at(self.step)
             result: WeightResult = self._checked("weight", self.learner.weight_step, batch, moment, recording)
@@ -260,6 +251,13 @@ class _Run:
             self._save()
         if self.stop():
             self._interrupt()
+
+    def _alpha_step(self, ahead: Batch | None) -> Callable[[Tensor, Tensor, Moment], AlphaResult]:
+        """The learner's, with the W step's batch where its gradient looks ahead."""
+        if ahead is None:
+            return self.learner.alpha_step
+        train = ahead.images_BCHW.to(self.device), ahead.labels_B.to(self.device)
+        return lambda images, labels, moment: self.learner.alpha_step(images, labels, moment, train)
 
     def _keep_timeline(self, recording: Recording) -> None:
         try:
@@ -307,15 +305,11 @@ class _Run:
         begin = time.perf_counter()
         epoch = (self.step - 1) // self.steps_per_epoch
         guidance, sampler = self.learner.guidance, self.learner.sampler
-        genotype = derived(sampler)
+        chosen = self.config.choose == "supernet"
+        genotype = random_cells(self.space, self.config.seed + 1 + epoch, 1)[0] if chosen else derived(sampler)
         paths = genotype_paths(self.space, genotype, self.device)
 
-        def judge() -> tuple[float, float] | None:
-            size = max(2, self.learner.rung.images(self.config.batch))
-            held = self.alpha_batches.sequential(self.config.eval_images, size)
-            return evaluate(self.learner.net, paths, held, self.device, self.stop)
-
-        judged = self.guard.attempt(judge)
+        judged = self.guard.attempt(lambda: evaluate(self.learner.net, paths, self._held(0), self.device, self.stop))
         if judged is None:
             self._interrupt()
             return
@@ -335,6 +329,21 @@ class _Run:
                 self.progress.note(f"{kind} cell has {count} skip-connects: a sign of collapse if it grows")
         self.epoch_closed = True
         self._save()
+
+    def _held(self, count: int) -> Iterable[Batch]:
+        """The first batches of the alpha half as cells are judged on them, all of `eval_images` for 0."""
+        size = max(2, self.learner.rung.images(self.config.batch))
+        held = self.alpha_batches.sequential(self.config.eval_images, size)
+        return itertools.islice(held, count) if count else held
+
+    def _best_random_cell(self) -> Genotype:
+        cells = random_cells(self.space, self.config.seed, self.config.candidates)
+        self.progress.note(f"{len(cells)} random cells compete with the super-net's weights")
+        found = self.guard.attempt(lambda: best_of(cells, self.learner.net, self._held, self.device, self.stop))
+        if found is None:
+            self._interrupt()
+        genotype, self.val_accuracy = found
+        return genotype
 
     def _write(self, row: dict[str, Any]) -> None:
         self.metrics.append(row)
@@ -368,13 +377,14 @@ class _Run:
                 ) from None  # fmt: skip
             self.progress.note(f"warning: no checkpoint at step {self.step} ({error}); the search goes on")
 
-    def _interrupt(self) -> None:
+    def _interrupt(self) -> NoReturn:
         assert self.stop.raised is not None
         self._save(last=True)
         raise InterruptedSearchError(self.stop.raised, next=f"msgdas search --resume {self.folder.path}")
 
     def _finish(self) -> SearchResult:
-        genotype = derived(self.learner.sampler)
+        chosen = self.config.choose == "supernet"
+        genotype = self._best_random_cell() if chosen else derived(self.learner.sampler)
         self.folder.write_json(rundir.GENOTYPE, genotype.to_json_dict())
         save_cells(genotype, self.folder.path / "cells.svg", self.folder.path / "cells.png")
         report = write_report(self.folder.path)
@@ -382,14 +392,3 @@ class _Run:
         if self.stop():
             self._interrupt()
         return SearchResult(self.folder.path, genotype, self.val_accuracy, self.peak_bytes)
-
-
-def summary(result: SearchResult) -> str:
-    """The last lines of a search, for the terminal."""
-    cells = json.dumps(result.genotype.to_json_dict())
-    return (
-        f"derived cell: {cells}\n"
-        f"validation accuracy of the derived cell with the super-net's weights: {result.val_accuracy:.1%}\n"
-        f"largest measured peak of a step: {result.peak_bytes / 2**20:.1f} MiB\n"
-        f"look at it: {result.path / 'report.html'}, or msgdas show {result.path}"
-    )

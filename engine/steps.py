@@ -24,6 +24,7 @@ from .paths import Sample
 from .rung import Rung
 from .sampler import Sampler
 from .supernet import SuperNet
+from .unrolled import unrolled_gradient
 
 # Of the running mean that the score estimator compares losses with (ours).
 BASELINE_DECAY = 0.9
@@ -90,6 +91,8 @@ class Learner:
         graphs: bool = False,
     ) -> None:  # fmt: skip
         self.config, self.net, self.sampler = config, net, sampler
+        # A step of the second order reads two batches, and a captured one has room for one.
+        graphs = graphs and config.order == 1
         self.graphs: StepGraphs[Feed] | None = StepGraphs(net.classifier.weight.device) if graphs else None
         self.all_gradients = all_gradients
         self.guidance = Guidance(config, net, sampler)
@@ -124,6 +127,12 @@ class Learner:
         """A rung, by default the present one, with the K that steps on it have just now."""
         rung = self.rung if rung is None else rung
         return dataclasses.replace(rung, k=min(rung.k, self.scheduled_k))
+
+    def keep_operations(self, count: int) -> None:
+        """Leave every edge its `count` most probable operations; alpha and its optimizer start anew."""
+        self.sampler.keep_(count)
+        self.alpha_optimizer.state.clear()
+        self._sample()
 
     def _sample(self) -> None:
         self.sampler.k = self.standing().k
@@ -208,17 +217,22 @@ class Learner:
         self.passes.enter("")
         return values
 
-    def alpha_step(self, images_BCHW: Tensor, labels_B: Tensor, moment: Moment) -> AlphaResult:
+    def alpha_step(
+        self, images_BCHW: Tensor, labels_B: Tensor, moment: Moment, train: tuple[Tensor, Tensor] | None = None
+    ) -> AlphaResult:
         """One Adam step on alpha: the mean cross-entropy of the sampled networks, weights frozen.
+
+        `train` is the batch of the W step that the second order looks ahead to, by default the same.
 
         Raises:
             NumericsError: for a loss, a gradient or an alpha that is not finite; alpha is then as before.
         """
         feed = self.feed(images_BCHW, labels_B, moment, 2 * moment.step)
+        ahead = None if train is None else self.feed(*train, moment, 2 * moment.step)
         dropped = self._drops_now(moment)
 
         def update(feed: Feed) -> Tensor:
-            return self.alpha_update(feed, dropped=dropped)
+            return self.alpha_update(feed, dropped=dropped, train=ahead)
 
         self.passes.enter("alpha draw" if self.graphs is None else "alpha step")
         values = update(feed) if self.graphs is None else self.graphs.run(("alpha", dropped), feed, update)
@@ -227,11 +241,14 @@ class Learner:
         _require_finite({"alpha": 0.0 if finite else math.nan}, "alpha", moment)
         return AlphaResult(loss, grad_norm)
 
-    def alpha_update(self, feed: Feed, *, dropped: bool) -> Tensor:
+    def alpha_update(self, feed: Feed, *, dropped: bool, train: Feed | None = None) -> Tensor:
         """`alpha_step` without reading: (loss, gradient norm, 1 where the new alpha is finite), fp64 [3]."""
         sample = self.sampler.draw(feed.clock, feed.tau, grad=True)
         self.alpha_optimizer.zero_grad(set_to_none=True)
-        if self.config.gate == "score":
+        if self.config.order == 2:
+            ahead = feed if train is None else train
+            loss = unrolled_gradient(self.passes, self.sampler, self.weight_optimizer, feed, ahead, dropped=dropped)
+        elif self.config.gate == "score":
             loss = self.passes.loss(feed, sample, dropped=dropped)
             self._score_gradient(loss, sample)
         else:

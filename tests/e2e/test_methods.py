@@ -22,6 +22,7 @@ SHORTER: dict[str, dict[str, object]] = {
     "proxyless": {"limit": 20, "epochs": 2},
     "proxyless-two": {"limit": 20, "epochs": 2},
     "pc-darts": {"channels": 8},
+    "random": {"candidates": 4},
 }
 
 

@@ -8,16 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from msgdas.engine import schedule
+from msgdas.engine import schedule, unrolled
+from msgdas.engine.batches import Batch
 from msgdas.engine.derive import derive
 from msgdas.engine.errors import ConfigError
+from msgdas.engine.evaluate import best_of, evaluate, genotype_paths, random_cells
 from msgdas.engine.ops import TABLES, operation_at
+from msgdas.engine.paths import CellPaths
 from msgdas.engine.recipes import demo
-from msgdas.engine.space import DARTS, CellLayer
+from msgdas.engine.space import DARTS, SPACES, CellLayer
+from msgdas.engine.steps import Learner, Moment
 from msgdas.engine.supernet import SuperNet
 from msgdas.engine.weights import differentiable_views
 from msgdas.kernels.reference.gumbel_topk import gumbel_noise
 from torch.distributions import Dirichlet, kl_divergence
+from torch.func import functional_call
 
 sys.path.insert(0, str(Path(__file__).parent))
 from networks import gradients, sampler_of, worst_error
@@ -268,3 +273,141 @@ def test_drnas_kl_is_torchs():
         c = F.elu(alpha.detach()[:, 1:]) + 1
         expected = expected + kl_divergence(Dirichlet(c), Dirichlet(torch.ones_like(c))).sum()
     torch.testing.assert_close(sampler.penalty().detach(), 1e-3 * expected)
+
+
+def test_pdarts_drops_the_least_probable_operations_of_each_edge():
+    """get_min_k of the authors' train_search.py on softmax(alpha): 8, 5 and 3 operations in three equal stages."""
+    config = demo(method="pdarts", epochs=12)
+    assert [schedule.kept(config, epoch) for epoch in range(12)] == [None] * 4 + [5] * 4 + [3] * 4
+    sampler = sampler_of(method="pdarts", dtype=torch.float32)
+    first = torch.softmax(sampler.alpha["normal"].detach(), -1)
+    sampler.keep_(5)
+    expected = first >= first.sort(-1, descending=True).values[:, 4:5]
+    assert torch.equal(sampler.alive("normal"), expected)
+    sample = sampler.draw(0, 1.0, grad=True)
+    gates_EO = sample.networks[0]["normal"].gates_EO
+    assert sample.indices["normal"].shape == (14, 5) and torch.equal(gates_EO > 0, expected)
+    alpha = sampler.alpha["normal"].detach()
+    torch.testing.assert_close(gates_EO[3][expected[3]], torch.softmax(alpha[3][expected[3]], -1))
+    grad = pulled_back(sampler, sample, random(14, 8).float())
+    assert not grad[~expected].any() and (grad[expected] != 0).all()
+    assert alpha.std() < 2e-3  # anew, no longer spread out
+    sampler.keep_(3)
+    assert (sampler.alive("normal").sum(1) == 3).all() and not (sampler.alive("normal") & ~expected).any()
+
+
+def test_pdarts_derives_from_what_is_left():
+    alpha = {kind: [[0.0, 0.1, 0.2, 5.0, 0.3, 0.4, 0.5, 0.6]] * 14 for kind in ("normal", "reduce")}
+    alive = {kind: [[True, True, False, False, True, False, False, False]] * 14 for kind in alpha}
+    assert {name for name, _ in derive(DARTS, alpha, alive=alive).cell("normal").pairs} == {"sep_conv_3x3"}
+
+
+def test_dropped_operations_stay_dropped_after_a_load():
+    sampler, other = sampler_of(method="pdarts"), sampler_of(method="pdarts")
+    sampler.keep_(3)
+    other.load_state_dict(sampler.state_dict())
+    assert other.num_alive == 3 and torch.equal(other.alive("reduce"), sampler.alive("reduce"))
+
+
+def test_tf_nas_trains_two_paths_and_alpha_all():
+    """Bi-sampling as the authors' train_w_arch: one path by Gumbel softmax, one uniform among the others."""
+    sampler = sampler_of("nasbench201", method="tf-nas")
+    with torch.no_grad():
+        sampler.alpha["cell"].copy_(torch.tensor([0.0, 2.0, 0.0, 1.0, 0.0]).expand(6, 5))
+    assert sampler.draw(0, 1.0, grad=True).indices["cell"].shape == (6, 5)
+    counts = torch.zeros(5, 5)
+    for draw in range(700):
+        sample = sampler.draw(draw, 1.0, grad=False, part="weight")
+        assert len(sample.networks) == 2
+        for one, two in zip(*(network["cell"].operations for network in sample.networks), strict=True):
+            counts[one[0], two[0]] += 1
+    p = torch.softmax(torch.tensor([0.0, 2.0, 0.0, 1.0, 0.0]), -1)
+    expected = p[:, None] / 4 * (1 - torch.eye(5))
+    assert (counts / counts.sum() - expected).abs().max() < 0.015
+
+
+def test_random_search_draws_cells_of_two_inputs_per_node():
+    """sample_arch of the authors: two inputs of each node without replacement, an operation of all eight for each."""
+    sampler = sampler_of(method="random")
+    kept, operations = torch.zeros(14), torch.zeros(8)
+    for draw in range(500):
+        indices = sampler.draw(draw, 1.0, grad=False, part="weight").indices["normal"][:, 0]
+        operations += torch.bincount(indices[:2], minlength=8)  # node 2 has no other inputs
+        kept += indices != 0
+    assert (operations / operations.sum() - 1 / 8).abs().max() < 0.04
+    share = torch.tensor([2 / 2] * 2 + [2 / 3] * 3 + [2 / 4] * 4 + [2 / 5] * 5) * 7 / 8
+    assert (kept / 500 - share).abs().max() < 0.08
+
+
+def test_random_cells_and_their_race():
+    cells = random_cells(DARTS, 3, 40)
+    assert cells == random_cells(DARTS, 3, 40) and cells != random_cells(DARTS, 4, 40) and len(set(cells)) == 40
+    for cell in cells:
+        for kind in ("normal", "reduce"):
+            assert all(first[1] != second[1] for first, second in cell.node_pairs(kind))
+    net = SuperNet(SPACES["nasbench201"], channels=4, layers=3, classes=3)
+    cells = random_cells(net.space, 0, 12)
+    labels = torch.randint(3, (24,), generator=torch.Generator().manual_seed(0))
+    images = random(24, 3, 16, 16).float()
+    every = [Batch(images[n : n + 2], labels[n : n + 2], torch.arange(2)) for n in range(0, 24, 2)]
+
+    def judged(cell, count: int) -> float:
+        paths = genotype_paths(net.space, cell, torch.device("cpu"))
+        return evaluate(net, paths, every[:count], torch.device("cpu"), lambda: False)[1]
+
+    finalists = sorted(cells, key=lambda cell: -judged(cell, 10))[:10]
+    winner = max(finalists, key=lambda cell: judged(cell, 12))
+    found = best_of(cells, net, lambda count: every[: count or None], torch.device("cpu"), lambda: False)
+    assert found == (winner, judged(winner, 12))
+
+
+def test_darts2_is_the_second_order_gradient(monkeypatch):
+    """dL_val(w - lr (m + dL_train/dw + d w), alpha)/dalpha, by double backward through the plain path in fp64.
+
+    With a finite difference short enough to cross no kink of a ReLU; the search's own is DARTS' 0.01.
+    """
+    assert unrolled.EPSILON == 0.01
+    monkeypatch.setattr(unrolled, "EPSILON", 1e-7)
+    sampler = sampler_of(method="darts2", image=8)
+    config = sampler.config
+    net = SuperNet(sampler.space, channels=2, layers=3, classes=3, policy=["autograd"], dtype=torch.float64)
+    learner = Learner(config, net, sampler)
+    weights, alphas = list(net.parameters()), list(sampler.parameters())
+    for number, weight in enumerate(weights):
+        learner.weight_optimizer.buffers[number] = 0.01 * random(*weight.shape, seed=number)
+    lr = 0.05
+    batches = [(random(3, 3, 8, 8, seed=s), torch.tensor([0, 1, 2])) for s in (1, 2)]
+    moment = Moment(0, 1.0, lr, 0.0, guided=False)
+    feeds = [learner.feed(*batch, moment, 0) for batch in batches]
+    before = [weight.detach().clone() for weight in weights]
+    loss = unrolled.unrolled_gradient(learner.passes, sampler, learner.weight_optimizer, *feeds, dropped=False)
+    ours = [alpha.grad for alpha in alphas]
+    assert all(torch.equal(weight, old) for weight, old in zip(weights, before, strict=True))
+
+    def loss_of(parameters, batch):
+        paths = {
+            kind: CellPaths(torch.arange(8).expand(14, 8), torch.softmax(sampler.alpha[kind], -1))
+            for kind in ("normal", "reduce")
+        }
+        named = dict(zip([name for name, _ in net.named_parameters()], parameters, strict=True))
+        return F.cross_entropy(functional_call(net, named, (batch[0], paths)), batch[1])
+
+    grads = torch.autograd.grad(loss_of(weights, batches[1]), weights, create_graph=True, materialize_grads=True)
+    momentum, decay = config.momentum, config.weight_decay
+    ahead = [
+        w - lr * (momentum * m + g + decay * w)
+        for w, m, g in zip(weights, learner.weight_optimizer.buffers, grads, strict=True)
+    ]
+    expected_loss = loss_of(ahead, batches[0])
+    expected = torch.autograd.grad(expected_loss, alphas)
+    first_order = torch.autograd.grad(loss_of([w.detach() for w in ahead], batches[0]), alphas)
+    torch.testing.assert_close(loss, expected_loss.detach(), rtol=1e-10, atol=0)
+    for got, wanted, alone in zip(ours, expected, first_order, strict=True):
+        apart = (wanted - alone).norm()
+        assert apart > 1e-3 * wanted.norm()
+        assert (got - wanted).norm() < 1e-3 * apart
+
+
+def test_the_second_order_needs_draws_that_stay():
+    with pytest.raises(ConfigError, match="do not change"):
+        demo(order=2)

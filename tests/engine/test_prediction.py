@@ -57,6 +57,10 @@ CELLS = [
     ("reference", {"policy": "all", "method": "snas", "k": 8, "batch": 4}),
     ("native", {"policy": "bn", "edge_norm": True}),
     ("native", {"policy": "min", "method": "fairdarts", "k": 7}),
+    ("native", {"policy": "min", "method": "pdarts", "k": 8, "dbi": "dropout"}),
+    ("native", {"policy": "min", "method": "darts2", "k": 8}),
+    ("native", {"policy": "bn", "method": "random", "k": 1}),
+    ("reference", {"policy": "min", "method": "tf-nas", "k": 8, "batch": 4}),
     ("native", {"policy": "bn", "method": "drnas", "k": 7, "alpha_kl": 1e-3}),
 ]
 PLAIN = [
