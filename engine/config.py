@@ -34,7 +34,7 @@ class SearchConfig:
 
     recipe: str = key("custom", "name of the recipe this started from", flag=False)
 
-    space: str = key("darts", "search space: darts or nasbench201")
+    space: str = key("darts", "search space: darts, nasbench201, or s1, s2, s3 of RobustDARTS")
     stem: Literal["cifar", "imagenet"] = key("cifar", "cifar keeps the image's side, imagenet divides it by 8")
     channels: int = key(16, "channels C of a node in the first cell (DARTS: 16)")
     layers: int = key(8, "number of searched cells (DARTS: 8)")
@@ -247,11 +247,11 @@ def check(config: SearchConfig) -> None:
                 if FIELDS[name].metadata["flag"]
                 else f"--set {name}={choices(name)[0]}",
             )
-    if not 1 <= config.k <= space.num_operations:
+    if not 1 <= config.k <= space.candidates_per_edge():
         raise ConfigError(
-            f"k is the number of the {space.num_operations} operations of space {space.name} that are sampled per edge",
+            f"k operations are sampled of the {space.candidates_per_edge()} that an edge of space {space.name} has",
             got=config.k,
-            allowed=f"1 to {space.num_operations}",
+            allowed=f"1 to {space.candidates_per_edge()}",
             next="--k 2",
         )
     check_schedule(config)

@@ -100,7 +100,7 @@ def derive(
             rows = [[weight * value for value in row] for weight, row in zip(weights, rows, strict=True)]
         tables[spec.kind] = rows
     rule = _top2 if space.rule == "top2" else _argmax
-    return Genotype(space.name, tuple((spec.kind, rule(space, spec, tables[spec.kind])) for spec in space.cells))
+    return Genotype(space.family, tuple((spec.kind, rule(space, spec, tables[spec.kind])) for spec in space.cells))
 
 
 def _among(row: Sequence[float], alive: Sequence[bool], alone: bool) -> list[float]:

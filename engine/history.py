@@ -223,4 +223,4 @@ def _genotype(space: SearchSpace, data: object) -> Genotype | None:
         genotype = Genotype.from_json_dict(data)
     except GenotypeError:
         return None
-    return genotype if genotype.space == space.name else None
+    return genotype if genotype.space == space.family else None

@@ -295,7 +295,7 @@ def methods_named(text: str) -> tuple[str, ...]:
 
 def ks_of(config: SearchConfig) -> tuple[int, ...]:
     """1, 2, 4 and so on, and all operations of the space."""
-    operations = space_named(config.space).num_operations
+    operations = space_named(config.space).candidates_per_edge()
     return (*(1 << n for n in range(operations) if 1 << n < operations), operations)
 
 

@@ -276,11 +276,15 @@ def dearest(space: SearchSpace, config: SearchConfig, part: Part = "alpha") -> C
     Dear is what keeps the most under ordinary autograd, `none` the least. Sub-graphs exclude each other: the n-th
     takes the n-th dearest. Where a draw keeps some edges only, they are the dearest of each node.
     """
-    costs = {stride: _costs(space.name, stride) for stride in (1, 2)}
+    costs = {stride: _costs(space.family, stride) for stride in (1, 2)}
     order = {stride: sorted(range(len(cost)), key=lambda n: (-cost[n], n)) for stride, cost in costs.items()}
     # `none` is last in the order, so that leaving it out shortens it.
-    rule = rule_of(config, part, min(config.k, space.num_operations - (not config.with_none)))
-    taken = {spec.kind: [tuple(order[edge.stride][: rule.k]) for edge in spec.edges] for spec in space.cells}
+    rule = rule_of(config, part, min(config.k, space.candidates_per_edge(with_none=config.with_none)))
+    taken = {}
+    for spec in space.cells:
+        rows = zip(spec.edges, space.excluded(spec.kind), strict=True)
+        allowed = ([n for n in order[edge.stride] if n not in excluded] for edge, excluded in rows)
+        taken[spec.kind] = [tuple(numbers[: rule.k]) for numbers in allowed]
     if config.edges_per_node:
         for spec in space.cells:
             for row in set(range(len(spec.edges))) - _dearest_edges(spec, costs, config.edges_per_node):

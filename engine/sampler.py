@@ -58,8 +58,10 @@ class Sampler(nn.Module):
             alive_EO = torch.ones(len(spec.edges), space.num_operations, dtype=torch.bool)
             if not config.with_none:
                 alive_EO[:, space.operations.index(ZERO)] = False
+            for edge, columns in enumerate(space.excluded(spec.kind)):
+                alive_EO[edge, list(columns)] = False
             self.register_buffer(f"alive_{spec.kind}", alive_EO)
-        self.num_alive = space.num_operations - (not config.with_none)
+        self.num_alive = space.candidates_per_edge(with_none=config.with_none)
         self.register_load_state_dict_post_hook(_count_alive)
 
     def _first_alpha(self, spec: CellSpec, generator: torch.Generator) -> Tensor:

@@ -8,7 +8,7 @@ searching, K of them). Edges are ordered by target and then by source, as DARTS 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from .errors import ConfigError
@@ -72,16 +72,38 @@ class CellSpec:
 
 @dataclass(frozen=True, slots=True)
 class SearchSpace:
-    """Candidate operations, cell types and the rule that turns alpha into a genotype."""
+    """Candidate operations, cell types and the rule that turns alpha into a genotype.
+
+    Attributes:
+        name: as `--space` takes it.
+        family: whose operations and genotypes these are, `darts` or `nasbench201`.
+        operations: the columns of alpha.
+        cells, rule: see above.
+        candidates: by kind of cell the operations that each edge may have, equally many; empty where that is all.
+    """
 
     name: str
+    family: str
     operations: tuple[str, ...]
     cells: tuple[CellSpec, ...]
     rule: Rule
+    candidates: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...] = ()
 
     @property
     def num_operations(self) -> int:
         return len(self.operations)
+
+    def candidates_per_edge(self, *, with_none: bool = True) -> int:
+        """The largest K: candidates of each edge, the same number on all."""
+        names = self.candidates[0][1][0] if self.candidates else self.operations
+        return len(names) - (ZERO in names and not with_none)
+
+    def excluded(self, kind: str) -> tuple[tuple[int, ...], ...]:
+        """For each edge of that kind of cell the columns that it may not have."""
+        edges = dict(self.candidates).get(kind)
+        if edges is None:
+            return ((),) * len(self.cell(kind).edges)
+        return tuple(tuple(column for column, name in enumerate(self.operations) if name not in edge) for edge in edges)
 
     def cell(self, kind: str) -> CellSpec:
         return next(spec for spec in self.cells if spec.kind == kind)
@@ -110,17 +132,46 @@ def _darts_cell(kind: str, nodes: int, reduction: bool) -> CellSpec:
 
 DARTS = SearchSpace(
     name="darts",
+    family="darts",
     operations=DARTS_OPERATIONS,
     cells=(_darts_cell("normal", 4, False), _darts_cell("reduce", 4, True)),
     rule="top2",
 )
 NASBENCH201 = SearchSpace(
     name="nasbench201",
+    family="nasbench201",
     operations=NASBENCH201_OPERATIONS,
     cells=(CellSpec("cell", 1, 3, full_dag(1, 3, 1), (3,), preprocess=False, reduction=False),),
     rule="argmax",
 )
-SPACES = {space.name: space for space in (DARTS, NASBENCH201)}
+
+
+def _fewer(space: SearchSpace, name: str, *kinds: tuple[tuple[str, ...], ...]) -> SearchSpace:
+    """The space with these candidates on the edges of each kind of cell, in the order of its cells."""
+    named = tuple((spec.kind, edges) for spec, edges in zip(space.cells, kinds, strict=True))
+    return replace(space, name=name, candidates=named)
+
+
+_MAX, _AVG, _SEP3, _DIL3, _DIL5 = "max_pool_3x3", "avg_pool_3x3", "sep_conv_3x3", "dil_conv_3x3", "dil_conv_5x5"
+_POOLS = (_MAX, _AVG)
+# Of Zela et al., Understanding and Robustifying Differentiable Architecture Search (ICLR 2020), where DARTS falls into
+# skip-connects (automl/RobustDARTS, src/spaces.py). S1's pairs are what two DARTS searches left. S4, noise against
+# sep_conv_3x3, has no skip-connect and is left out.
+S1 = _fewer(
+    DARTS,
+    "s1",
+    (
+        (SKIP, _DIL3), (SKIP, _DIL5), (SKIP, _DIL5), (SKIP, _SEP3), (SKIP, _DIL3), (_MAX, SKIP), (SKIP, _SEP3),
+        (SKIP, _SEP3), (SKIP, _DIL3), (SKIP, _SEP3), (_MAX, SKIP), (SKIP, _DIL3), (_DIL3, _DIL5), (_DIL3, _DIL5),
+    ),
+    (
+        _POOLS, (_MAX, _DIL3), _POOLS, _POOLS, (SKIP, _DIL5), _POOLS, (_MAX, _SEP3),
+        (SKIP, _DIL3), (SKIP, _DIL5), _POOLS, _POOLS, (SKIP, _DIL5), (SKIP, _DIL5), (SKIP, _DIL5),
+    ),
+)  # fmt: skip
+S2 = _fewer(DARTS, "s2", ((SKIP, _SEP3),) * 14, ((SKIP, _SEP3),) * 14)
+S3 = _fewer(DARTS, "s3", ((ZERO, SKIP, _SEP3),) * 14, ((ZERO, SKIP, _SEP3),) * 14)
+SPACES = {space.name: space for space in (DARTS, NASBENCH201, S1, S2, S3)}
 
 
 def space_named(name: str) -> SearchSpace:

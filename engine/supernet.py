@@ -68,7 +68,7 @@ class SuperNet(nn.Module):
         super().__init__()
         self.space, self.impl, self.dtype, self.partial = space, impl, dtype, partial
         self.skeleton = search_skeleton(space, channels=channels, layers=layers, stem=stem)
-        self.operations = TABLES[space.name] if operations is None else operations
+        self.operations = TABLES[space.family] if operations is None else operations
         self.plain = tuple(policy) == ("autograd",)
         self.policies = tuple(policy) * layers if len(policy) == 1 else tuple(policy)
         self.layout = layout
