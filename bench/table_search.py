@@ -55,7 +55,7 @@ class TableSearch:
 
 
 class TablePasses(Passes):
-    """Passes whose loss is the table's; no network runs.
+    """Passes whose losses are the table's; no network runs.
 
     Attributes:
         seen: indices of the cells looked up, in order.
@@ -63,15 +63,15 @@ class TablePasses(Passes):
 
     def __init__(self, learner: Learner, table: Table) -> None:
         super().__init__(learner.config, learner.net, learner.guidance, all_gradients=False)
-        self.losses = torch.from_numpy(np.log1p(-table.val_12 / 100))
+        self.table_losses = torch.from_numpy(np.log1p(-table.val_12 / 100))
         self.indices = _indices_by_columns(table)
         self.seen: list[int] = []
 
-    def loss(self, feed: Feed, sample: Sample, *, dropped: bool) -> Tensor:
-        """Mean over the sub-graphs of the logarithm of their validation error []."""
+    def losses(self, feed: Feed, sample: Sample, *, dropped: bool) -> Tensor:
+        """Logarithm of each sub-graph's validation error [K]."""
         found = [self.indices[tuple(row[0] for row in paths["cell"].operations)] for paths in sample.networks]
         self.seen += found
-        return self.losses[found].mean()
+        return self.table_losses[found]
 
 
 def _indices_by_columns(table: Table) -> dict[tuple[int, ...], int]:

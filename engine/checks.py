@@ -47,7 +47,7 @@ def check_ranges(config: SearchConfig) -> None:
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     limits: dict[str, tuple[float, float]] = {
         "limit": (0, 1 << 31), "cutout": (0, config.image), "tau_min": (1e-3, 1e3), "tau_max": (config.tau_min, 1e3),
-        "dbi_rate": (0, 0.9), "teacher_weight": (0, 1), "teacher_temperature": (1e-2, 1e2), "teacher_start": (0, 1),
+        "dbi_rate": (0, 0.9), "dbi_last": (0, 0.9), "teacher_weight": (0, 1), "teacher_temperature": (1e-2, 1e2), "teacher_start": (0, 1),
         "teacher_decay": (0, 1), "epochs": (1, 1 << 20), "warmup": (0, config.epochs), "batch": (2, 1 << 20),
         "accumulate": (1, config.batch), "k_weights": (0, config.k), "edges_per_node": (0, 1 << 10),
         "alpha_scale": (0, 1e3), "zero_one": (0, 1e6), "alpha_kl": (0, 1e6), "partial": (1, config.channels),
@@ -131,6 +131,13 @@ def check_combinations(config: SearchConfig) -> None:
 
 def check_estimator(config: SearchConfig) -> None:
     """Of draws and gates. Raises ConfigError."""
+    if config.reward == "contrast" and (config.gate != "score" or config.mode != "subgraphs" or config.k < 2):
+        raise ConfigError(
+            "the contrast holds the first of several sub-graphs against the others",
+            got=f"gate {config.gate}, mode {config.mode}, k {config.k}",
+            allowed="gate score, mode subgraphs, k of 2 or more",
+            next="--set gate=score --set mode=subgraphs --k 2",
+        )
     if config.edge_norm and config.gate == "score":
         raise ConfigError(
             "edge weights learn through the gates, and the score estimator has none", got="gate score",

@@ -116,13 +116,19 @@ class SearchConfig:
     alpha_half: Literal["alpha", "w"] = key(
         "alpha", "images of the steps on alpha: a half of their own, or the W step's batch (SNAS)", flag=False
     )
+    reward: Literal["mean", "contrast"] = key(
+        "mean",
+        "what the score estimator lowers: the sub-graphs' mean loss, or the first one's less that of the others (ours)",
+        flag=False,
+    )
     tau_max: float = key(10.0, "temperature of the first epoch (GDAS: 10)", flag=False)
     tau_min: float = key(0.1, "temperature of the last epoch, linear between (GDAS: 0.1)", flag=False)
 
     dbi: Literal["dropblock", "dropout", "off"] = key(
         "dropblock", "Dropblock-Identity on stride-1 skip-connects: blocks, single values, or off"
     )
-    dbi_rate: float = key(0.3, "drop rate of the first epoch, linear to 0 (ours; P-DARTS: 0.1 to 0.7)", flag=False)
+    dbi_rate: float = key(0.3, "first epoch's drop rate, linear to dbi_last (ours; P-DARTS: 0.1 to 0.7)", flag=False)
+    dbi_last: float = key(0.0, "drop rate that the last epoch would be followed by (ours)", flag=False)
     teacher: Literal["auto", "none", "supernet", "ensemble", "ema"] = key(
         "auto", "super-net guidance; auto is ensemble for two or more sub-graphs, else none (ours)"
     )

@@ -110,7 +110,7 @@ def mean_over(parts: Sequence[tuple[float, Tensor]]) -> Tensor:
     (share, first), *rest = parts
     if not rest:
         return first
-    return torch.stack([first * share, *(value * share for share, value in rest)]).sum()
+    return torch.stack([first * share, *(value * share for share, value in rest)]).sum(0)
 
 
 def _outcome_over(parts: Sequence[tuple[float, Outcome]]) -> Outcome:
@@ -251,14 +251,14 @@ class Passes:
         return torch.stack(losses).mean()
 
     @torch.no_grad()
-    def loss(self, feed: Feed, sample: Sample, *, dropped: bool) -> Tensor:
-        """Mean cross-entropy [] of the networks, forward passes only."""
+    def losses(self, feed: Feed, sample: Sample, *, dropped: bool) -> Tensor:
+        """Cross-entropy of each network [K], forward passes only."""
         self.enter("alpha forward")
         means = []
         for part in feed.parts(min(self.accumulate, len(feed.labels_B))):
             pairs = zip(sample.networks, self._drops(feed, part, sample, dropped), strict=True)
             losses = [F.cross_entropy(self.net(part.images_BCHW, paths, drop), part.labels_B) for paths, drop in pairs]
-            means.append((part.share, torch.stack(losses).mean()))
+            means.append((part.share, torch.stack(losses)))
         return mean_over(means)
 
 

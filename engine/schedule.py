@@ -31,8 +31,9 @@ def learning_rate(config: SearchConfig, epoch: int) -> float:
 
 
 def drop_rate(config: SearchConfig, epoch: int) -> float:
-    """Rate of Dropblock-Identity, linear to 0 (ours; DropBlock and P-DARTS decay theirs too)."""
-    return 0.0 if config.dbi == "off" else config.dbi_rate * (1 - epoch / config.epochs)
+    """Rate of Dropblock-Identity, linear to dbi_last (ours; DropBlock and P-DARTS decay theirs to 0)."""
+    left = 1 - epoch / config.epochs
+    return 0.0 if config.dbi == "off" else config.dbi_rate * left + config.dbi_last * (1 - left)
 
 
 def alpha_trains(config: SearchConfig, epoch: int) -> bool:

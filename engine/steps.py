@@ -249,8 +249,9 @@ class Learner:
             ahead = feed if train is None else train
             loss = unrolled_gradient(self.passes, self.sampler, self.weight_optimizer, feed, ahead, dropped=dropped)
         elif self.config.gate == "score":
-            loss = self.passes.loss(feed, sample, dropped=dropped)
-            self._score_gradient(loss, sample)
+            losses_K = self.passes.losses(feed, sample, dropped=dropped)
+            loss = losses_K.mean()
+            self._score_gradient(losses_K, sample)
         else:
             loss = self.passes.gates(feed, sample, dropped=dropped)
         penalty = self.sampler.penalty()
@@ -289,12 +290,18 @@ class Learner:
         adam = [value for state in self.alpha_optimizer.state.values() for value in state.values()]
         return [*self._alphas, self.score_baseline, *adam]
 
-    def _score_gradient(self, loss: Tensor, sample: Sample) -> None:
-        """(mean loss - baseline) * grad log P."""
+    def _score_gradient(self, losses_K: Tensor, sample: Sample) -> None:
+        """(cost - baseline) * grad log P, an unbiased estimate of grad E[cost] but for the baseline's lag.
+
+        The cost is the mean loss, or with reward `contrast` the first sub-graph's loss less the mean of the others':
+        they saw the same images, so the batch's own difficulty cancels (ours).
+        """
         assert sample.log_probability is not None
-        baseline = torch.where(torch.isnan(self.score_baseline), loss, self.score_baseline)
-        ((loss - baseline) * sample.log_probability).backward()
-        self.score_baseline.copy_(BASELINE_DECAY * baseline + (1 - BASELINE_DECAY) * loss)
+        contrast = self.config.reward == "contrast" and len(losses_K) > 1
+        cost = losses_K[0] - losses_K[1:].mean() if contrast else losses_K.mean()
+        baseline = torch.where(torch.isnan(self.score_baseline), cost, self.score_baseline)
+        ((cost - baseline) * sample.log_probability).backward()
+        self.score_baseline.copy_(BASELINE_DECAY * baseline + (1 - BASELINE_DECAY) * cost)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on, as plain containers and tensors."""

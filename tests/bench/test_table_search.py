@@ -47,7 +47,7 @@ def test_a_better_cell_is_a_smaller_loss(table):
     columns = ((3,), (3,), (3,), (1,), (3,), (2,))
     paths = fixed_paths(learner.sampler.space, {"cell": columns}, torch.device("cpu"))
     sample = type(learner.sampler.draw(0, 1.0, grad=False))((paths,), {}, None)
-    loss = passes.loss(None, sample, dropped=False)
+    (loss,) = passes.losses(None, sample, dropped=False)
     assert passes.seen == [6111]
     assert loss.item() == pytest.approx(torch.log(torch.tensor(1 - 0.84384)).item(), abs=1e-4)
 

@@ -12,8 +12,10 @@ from msgdas.engine.errors import ConfigError
 from msgdas.engine.operation import network_clock
 from msgdas.engine.passes import Feed
 from msgdas.engine.rung import Rung
+from msgdas.engine.sampler import Sample
 from msgdas.engine.steps import Learner, Moment
 from msgdas.engine.supernet import SuperNet
+from msgdas.kernels.reference import gumbel_topk
 from msgdas.profiles.tracker import LiveBytes
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -41,7 +43,7 @@ def gradients(learner: Learner, phase: str, feed: Feed) -> dict[str, torch.Tenso
     if phase == "W":
         learner.passes.weights(feed, sample, guided=True, dropped=False)
     elif learner.config.gate == "score":
-        learner._score_gradient(learner.passes.loss(feed, sample, dropped=False), sample)
+        learner._score_gradient(learner.passes.losses(feed, sample, dropped=False), sample)
     else:
         learner.passes.gates(feed, sample, dropped=False)
     parameters = learner.net if phase == "W" else learner.sampler
@@ -85,12 +87,40 @@ def test_score_estimator_takes_the_mean_loss():
     losses = []
     for part in (slice(0, 2), slice(2, None)):
         feed = learner.feed(images[part], labels[part], MOMENT, 3)
-        losses.append(learner.passes.loss(feed, learner.sampler.draw(3, feed.tau, grad=False), dropped=False))
+        losses.append(learner.passes.losses(feed, learner.sampler.draw(3, feed.tau, grad=False), dropped=False))
     learner.stand_on(Rung(2, learner.net.policies, 2))
     feed = learner.feed(images, labels, MOMENT, 3)
     sample = learner.sampler.draw(3, feed.tau, grad=True)
-    torch.testing.assert_close(learner.passes.loss(feed, sample, dropped=False), sum(losses) / 2)
+    torch.testing.assert_close(learner.passes.losses(feed, sample, dropped=False), sum(losses) / 2)
     assert gradients(learner, "alpha", feed)["alpha.normal"].abs().max() > 0
+
+
+def test_contrast_is_the_gradient_of_how_much_the_first_sub_graph_is_better():
+    """The estimates of all pairs of one edge, each times its probability, against the expectation's derivative."""
+    learner = learner_of(k=2, gate="score", reward="contrast", teacher="none")
+    alpha = learner.sampler.alpha["normal"]
+    operations = range(alpha.shape[1])
+    costs = torch.linspace(0.5, 1.5, len(operations), dtype=torch.float64) ** 2
+    row = alpha[0].detach().clone().requires_grad_(True)
+    p = torch.softmax(row, -1)
+    pairs = [(i, j) for i in operations for j in operations if i != j]
+    chances = torch.stack([p[i] * p[j] / (1 - p[i]) for i, j in pairs])
+    differences = torch.stack([costs[i] - costs[j] for i, j in pairs])
+    (chances * differences).sum().backward()
+    for (i, j), chance in zip(pairs, chances.detach(), strict=True):
+        drawn = torch.tensor([[i, j]])
+        log_probability = gumbel_topk.log_probability(torch.log_softmax(alpha[:1], -1), drawn).sum()
+        learner.score_baseline.fill_(0.0)
+        learner._score_gradient(chance * costs[[i, j]], Sample((), {"normal": drawn}, log_probability))
+    torch.testing.assert_close(alpha.grad[0], row.grad, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "options", [{"gate": "sampled"}, {"gate": "score", "k": 1}, {"gate": "score", "mode": "union"}]
+)
+def test_contrast_needs_sub_graphs_to_compare(options):
+    with pytest.raises(ConfigError, match="first of several sub-graphs"):
+        learner_of(**{"k": 2, "reward": "contrast", "teacher": "none", **options})
 
 
 @pytest.mark.parametrize("phase", ["W", "alpha"])

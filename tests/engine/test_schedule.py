@@ -66,3 +66,10 @@ def test_a_learner_samples_what_schedule_and_rung_allow():
     learner.follow(4)
     assert learner.sampler.k == 1, "the guard's K stays the largest"
     assert learner.standing(Rung(2, ("min",), 8)) == Rung(2, ("min",), 4)
+
+
+def test_the_drop_rate_goes_from_its_first_value_to_its_last():
+    rates = [schedule.drop_rate(demo(epochs=4, warmup=0, dbi_rate=0.4), epoch) for epoch in range(4)]
+    assert rates == pytest.approx([0.4, 0.3, 0.2, 0.1])
+    constant = demo(epochs=4, warmup=0, dbi_rate=0.1, dbi_last=0.1)
+    assert [schedule.drop_rate(constant, epoch) for epoch in range(4)] == pytest.approx([0.1] * 4)
