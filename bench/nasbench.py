@@ -12,6 +12,7 @@ import argparse
 import csv
 import gzip
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from .statistics import kendall_tau
 COLUMNS = ("index", "arch", "c10_test_200", "c10_val_12", "c10_test_12", "params_c10")
 CELLS = NASBENCH201.num_operations ** len(NASBENCH201.cells[0].edges)
 TOP_SHARE = 0.01
+TAU_OF_PARAMETERS = "Kendall's tau of the number of parameters"
 CONVOLUTIONS = ("nor_conv_1x1", "nor_conv_3x3")
 
 Cell = tuple[str, ...]
@@ -166,7 +168,7 @@ def yardsticks(table: Table) -> dict[str, float]:
         "every edge 3x3": table.look_up(genotype_of(("nor_conv_3x3",) * 6)).accuracy,
         "1x1 or 3x3 by a coin on each edge": float(table.accuracies_of(CONVOLUTIONS).mean()),
         "most parameters": float(table.test_200[int(table.params.argmax())]),
-        "Kendall's tau of the number of parameters": kendall_tau(table.params, table.test_200),
+        TAU_OF_PARAMETERS: kendall_tau(table.params, table.test_200),
     }
 
 
@@ -185,7 +187,7 @@ def _no_table(path: Path, got: str) -> DataError:
     )  # fmt: skip
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m msgdas.bench.nasbench", description=__doc__)
     parser.add_argument("--table", type=Path, required=True, metavar="FILE", help="CSV or CSV.GZ of all cells")
     parser.add_argument("--json", action="store_true", help="one JSON object")
@@ -193,10 +195,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = yardsticks(Table.read(arguments.table))
     if arguments.json:
         print(json.dumps(found))
-        return
+        return 0
     for name, value in found.items():
         print(f"{name:44} {value:8.3f}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -114,7 +115,7 @@ def _best_validated(table: Table, indices: Sequence[int] | np.ndarray) -> Found:
     return table.at(max(map(int, indices), key=lambda index: float(table.val_12[index])))
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m msgdas.bench.table_search", description=__doc__)
     parser.add_argument("--table", type=Path, required=True, metavar="FILE", help="see msgdas.bench.nasbench")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
@@ -135,6 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(json.dumps(row), flush=True)
     if not arguments.json:
         _print(table, found, arguments.evaluations)
+    return 0
 
 
 def _print(table: Table, found: Sequence[tuple[TableSearch, Found]], evaluations: int) -> None:
@@ -152,4 +154,4 @@ def _print(table: Table, found: Sequence[tuple[TableSearch, Found]], evaluations
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,176 @@
+"""`python -m msgdas.bench.quality`: search on CIFAR-10, look the cell up in NAS-Bench-201's table, and compare means.
+
+Each method searches with each seed in the same super-net on the same images, once for each budget: CPU minutes of the
+process, or sample-passes. A search that is done is not repeated; one that was stopped goes on. Rows are appended to
+--out as searches finish. The settings are those of `Settings` and `VARIANTS`; they were fixed on the seeds 0 to 3, so
+means over other seeds are what counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from itertools import groupby, product
+from pathlib import Path
+from typing import Any
+
+from ..engine.errors import ConfigError
+from ..engine.rundir import read_metrics
+from .nasbench import TAU_OF_PARAMETERS, Table, yardsticks
+from .searches import Bench, Budget, Settings, Variant
+from .statistics import paired, summary
+
+DEVELOPMENT_SEEDS = tuple(range(4))
+EVALUATION_SEEDS = tuple(range(100, 108))
+LEAST_GOOD = 91.0
+YARDSTICKS = (
+    "a random cell", "every edge 3x3", "1x1 or 3x3 by a coin on each edge", "most parameters",
+    "expected best of 25 random cells", "best cell",
+)  # fmt: skip
+
+# An alpha that learns as much in minutes as a published search does in hours (ours; DARTS: 3e-4).
+FAST_ALPHA: Mapping[str, Any] = {"alpha_lr": 2e-2, "alpha_weight_decay": 0.0}
+VARIANTS = {
+    variant.name: variant
+    for variant in (
+        # Not all of it is MSG-DAS: what is not is said in the configuration's keys (`none` left out, the contrast).
+        Variant(
+            "msg",
+            {
+                "method": "msg", "k": 2, "mode": "subgraphs", "gate": "score", "reward": "contrast",
+                "with_none": False, "dbi": "dropblock", "dbi_rate": 0.05, "dbi_last": 0.05, "teacher": "none",
+                "tau_max": 1.0, "tau_min": 1.0, **FAST_ALPHA,
+            },
+        ),
+        Variant("msg-defaults", {"method": "msg", "k": 2, **FAST_ALPHA}),
+        Variant("msg-union", {"method": "msg", "k": 2, "mode": "union", **FAST_ALPHA}),
+        Variant("gdas", {"method": "gdas", **FAST_ALPHA}),
+        Variant("darts", {"method": "darts", **FAST_ALPHA}),
+    )
+}  # fmt: skip
+
+
+def keys_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What makes a row's search the same as another's."""
+    asked = row["settings"], row["overrides"]
+    return row["method"], row["seed"], row["budget_minutes"], row["budget_passes"], json.dumps(asked, sort_keys=True)
+
+
+def run(
+    bench: Bench, variants: Sequence[Variant], seeds: Sequence[int], budgets: Sequence[Budget], out: Path
+) -> Iterator[dict[str, Any]]:
+    """The rows of all searches, those in `out` first; each new one is appended there as it comes."""
+    known = {keys_of(row): row for row in read_metrics(out) if row.get("kind") == "quality"}
+    for budget, seed, variant in product(budgets, seeds, variants):
+        asked = {"settings": asdict(bench.settings), "overrides": dict(variant.overrides)}
+        minutes_passes = {"budget_minutes": budget.minutes, "budget_passes": budget.passes}
+        key = keys_of({"method": variant.name, "seed": seed, **minutes_passes, **asked})
+        if key not in known:
+            row = bench.row(variant, seed, budget)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with open(out, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            known[key] = row
+            print(f"{variant.name} seed {seed} {budget.label}: {row['accuracy']:.2f} {row['arch']}", file=sys.stderr)
+        yield known[key]
+
+
+def table_text(table: Table, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Means by budget and method beside what needs no search, and paired tests against the first method of each."""
+    lines = [f"{'':42} {'accuracy, mean +- sd':40} {'regret':>7} {'below 91':>9} {'tau':>6} {'params':>7} {'CPU s':>7}"]
+    found = yardsticks(table)
+    lines += [f"{name:42} {found[name]:.2f}" for name in YARDSTICKS]
+    lines.append(f"{TAU_OF_PARAMETERS:42} {'':59}{found[TAU_OF_PARAMETERS]:5.2f}")
+
+    def budget(row: Mapping[str, Any]) -> tuple[float, float]:
+        return row["budget_minutes"] or 0.0, row["budget_passes"] or 0
+
+    def name(row: Mapping[str, Any]) -> str:
+        return row["method"]
+
+    for (minutes, passes), of_budget in groupby(sorted(rows, key=budget), budget):
+        lines.append(f"\n{minutes:g} CPU minutes" if minutes else f"\n{passes} sample-passes")
+        groups = {key: list(group) for key, group in groupby(sorted(of_budget, key=name), name)}
+        lines += [_method_line(key, group) for key, group in groups.items()]
+        lines += _paired_lines(groups)
+    return "\n".join(lines)
+
+
+def _method_line(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    means = {key: summary([row[key] for row in rows]).mean for key in ("regret", "tau", "tau_of_parameters", "cpu_s")}
+    bad = sum(row["accuracy"] < LEAST_GOOD for row in rows)
+    return (
+        f"{name:42} {summary([row['accuracy'] for row in rows])!s:40} {means['regret']:7.2f} {bad:4} of {len(rows):2} "
+        f"{means['tau']:6.2f} {means['tau_of_parameters']:7.2f} {means['cpu_s']:7.0f}"
+    )
+
+
+def _paired_lines(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
+    if "msg" not in groups:
+        return
+    ours = {row["seed"]: row["accuracy"] for row in groups["msg"]}
+    for name, rows in groups.items():
+        both = [(ours[row["seed"]], row["accuracy"]) for row in rows if row["seed"] in ours]
+        if name == "msg" or len(both) < 2:
+            continue
+        test = paired(*zip(*both, strict=True))
+        low, high = test.interval
+        yield (
+            f"  msg - {name}: {test.difference:+.2f} (95 % {low:+.2f} to {high:+.2f}, n={test.n}, t p={test.t_p:.3f}, "
+            f"Wilcoxon p={test.wilcoxon_p:.3f})"
+        )
+
+
+def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
+    """The options that all comparisons of searches have."""
+    made = argparse.ArgumentParser(prog=f"python -m msgdas.bench.{name}", description=doc)
+    made.add_argument("--table", type=Path, required=True, metavar="FILE", help="see msgdas.bench.nasbench")
+    made.add_argument("--data", required=True, help="CIFAR-10 as a search names it: cifar10 or jpeg-npz:FILE")
+    made.add_argument("--seeds", type=int, nargs="+", default=list(EVALUATION_SEEDS))
+    made.add_argument("--budget-minutes", type=float, nargs="*", default=[], metavar="M", help="CPU minutes (2)")
+    made.add_argument("--budget-passes", type=int, nargs="*", default=[], metavar="N", help="images times networks")
+    made.add_argument("--runs", type=Path, default=Path("runs") / name, help="run folders")
+    made.add_argument("--out", type=Path, default=Path("bench") / "results" / f"{name}.jsonl", help="rows so far")
+    made.add_argument("--json", action="store_true", help="one JSON object per line and search")
+    made.add_argument("--only-report", action="store_true", help="no search: what --out holds")
+    return made
+
+
+def budgets_of(arguments: argparse.Namespace) -> list[Budget]:
+    """The budgets that were asked for; two CPU minutes by default."""
+    found = [Budget(minutes=minutes) for minutes in arguments.budget_minutes]
+    found += [Budget(passes=passes) for passes in arguments.budget_passes]
+    return found or [Budget(minutes=2.0)]
+
+
+def report(arguments: argparse.Namespace, variants: Sequence[Variant], settings: Settings) -> int:
+    """Run or read the searches, then print them."""
+    table = Table.read(arguments.table)
+    if arguments.only_report:
+        rows = [row for row in read_metrics(arguments.out) if row.get("kind") == "quality"]
+    else:
+        bench = Bench(settings, arguments.data, table, arguments.runs)
+        rows = list(run(bench, variants, arguments.seeds, budgets_of(arguments), arguments.out))
+    if arguments.json:
+        print("\n".join(json.dumps(row) for row in rows))
+    else:
+        print(table_text(table, rows))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    made = parser("quality", __doc__)
+    made.add_argument("--methods", default="msg,gdas,darts", metavar="A,B", help=f"of {', '.join(VARIANTS)}")
+    arguments = made.parse_args(argv)
+    names = [name.strip() for name in arguments.methods.split(",")]
+    unknown = [name for name in names if name not in VARIANTS]
+    if unknown:
+        raise ConfigError("unknown method", got=repr(unknown[0]), allowed=", ".join(VARIANTS), next="--methods msg")
+    return report(arguments, [VARIANTS[name] for name in names], Settings())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,279 @@
+"""Searches on NAS-Bench-201 at a size that a laptop manages, each judged by the table: one row per search.
+
+A search is a run of the engine (`engine.searcher`), in a run folder of its own, from which it goes on where it was
+stopped. How many steps a budget buys is found once per variant by timing its steps on this machine, in CPU seconds of
+the process: a machine that others use too makes a search slower, not worse. Decoding the images, the report and the
+judgement at the end are not in the budget; `cpu_s` of a row counts all of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..engine import checkpoint
+from ..engine.assembly import build_learner
+from ..engine.batches import Batch, Batches, split_halves
+from ..engine.config import SearchConfig, build
+from ..engine.data import load
+from ..engine.draws import Part, rule_of
+from ..engine.environment import environment
+from ..engine.errors import ConfigError, InterruptedSearchError
+from ..engine.evaluate import evaluate, genotype_paths
+from ..engine.genotype import Genotype
+from ..engine.rundir import RunFolder, read_metrics, write_atomically
+from ..engine.schedule import alpha_due
+from ..engine.searcher import SearchResult, resume, search
+from ..engine.space import NASBENCH201
+from ..engine.steps import Learner, Moment
+from .nasbench import Found, Table
+from .statistics import kendall_tau
+
+CPU_FILE, RATES_FILE = "cpu.json", "rates.json"
+TIMED_STEPS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What all searches of a comparison share. Frozen before the seeds of an evaluation are drawn.
+
+    Attributes:
+        channels, layers, image, batch: the super-net and its input; nine cells at C=8 on 8 x 8 pixels.
+        least_epochs: schedules need that many; the halves are cut to what the budget passes so often.
+        eval_images: of the alpha half, on which an epoch and the super-net's ranking are judged.
+        ranked_cells: random cells for Kendall's tau of the super-net.
+        overrides: further keys of every search.
+    """
+
+    channels: int = 8
+    layers: int = 9
+    image: int = 8
+    batch: int = 32
+    least_epochs: int = 12
+    eval_images: int = 1000
+    ranked_cells: int = 60
+    overrides: Mapping[str, Any] = dataclasses.field(
+        default_factory=lambda: {"lr": 0.1, "augment": False, "policy": "all", "weight_decay": 3e-4}
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A method with keys of its own.
+
+    Attributes:
+        name: in rows and tables.
+        overrides: configuration keys; `method` among them.
+        warmup_share: of the epochs, in which alpha rests.
+    """
+
+    name: str
+    overrides: Mapping[str, Any]
+    warmup_share: float = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """CPU minutes, or sample-passes (one image through one network, forward and backward, in a W or an alpha step)."""
+
+    minutes: float | None = None
+    passes: int | None = None
+
+    @property
+    def label(self) -> str:
+        return f"{self.minutes:g}min" if self.minutes is not None else f"{self.passes}passes"
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """CPU seconds of a step on alpha and of one on the weights."""
+
+    alpha_s: float
+    weight_s: float
+
+
+def config_of(
+    settings: Settings, variant: Variant, seed: int, data: str, steps: int, *, images_per_half: int
+) -> SearchConfig:
+    """A search of about that many steps: at least `least_epochs` epochs, over as many images as that leaves."""
+    images = steps * settings.batch
+    epochs = max(settings.least_epochs, -(-images // images_per_half))
+    limit = max(1, images // epochs // settings.batch) * settings.batch
+    base = {
+        "recipe": f"bench-{variant.name}", "space": "nasbench201", "data": data, "channels": settings.channels,
+        "layers": settings.layers, "image": settings.image, "batch": settings.batch, "limit": limit, "epochs": epochs,
+        "warmup": round(variant.warmup_share * epochs), "eval_images": min(settings.eval_images, limit),
+        "seed": seed, "device": "cpu", "threads": 1, "keep": 1, **settings.overrides,
+    }  # fmt: skip
+    return build(base, variant.overrides)
+
+
+def networks_of(config: SearchConfig, part: Part) -> int:
+    """Networks that a step of that part runs: K sub-graphs, or the one of mode `union`."""
+    rule = rule_of(config, part, config.k)
+    return rule.k if rule.mode == "subgraphs" else 1
+
+
+def rates_of(config: SearchConfig, images: torch.Tensor, labels: torch.Tensor, classes: int) -> Rates:
+    """Median CPU seconds of both steps, on a learner that is thrown away."""
+    learner, _, _ = build_learner(config, torch.device("cpu"), classes)
+    taken: dict[str, list[float]] = {"alpha": [], "weight": []}
+    for step in range(TIMED_STEPS):
+        moment = Moment(step, config.tau_max, config.lr, config.dbi_rate, guided=True)
+        for name, take in (("alpha", learner.alpha_step), ("weight", learner.weight_step)):
+            begin = time.process_time()
+            take(images, labels, moment)
+            taken[name].append(time.process_time() - begin)
+    return Rates(float(np.median(taken["alpha"])), float(np.median(taken["weight"])))
+
+
+def steps_of(budget: Budget, variant: Variant, config: SearchConfig, rates: Rates) -> int:
+    """W steps that a budget buys, with an alpha step beside each one after the warm-up.
+
+    Raises:
+        ConfigError: where it does not buy one step per epoch.
+    """
+    alpha_share = (1 - variant.warmup_share) / config.alpha_every
+    if budget.minutes is not None:
+        steps = int(60 * budget.minutes / (rates.weight_s + alpha_share * rates.alpha_s))
+    else:
+        assert budget.passes is not None
+        per_step = networks_of(config, "weight") + alpha_share * networks_of(config, "alpha")
+        steps = int(budget.passes / (config.batch * per_step))
+    if steps < config.epochs:
+        raise ConfigError(
+            f"the budget of a {variant.name} search is too small", got=f"{budget.label}, {steps} steps",
+            allowed=f"{config.epochs} steps or more", next="--budget-minutes 2",
+        )  # fmt: skip
+    return steps
+
+
+class Bench:
+    """Runs searches of one comparison.
+
+    Args:
+        settings: shared by all.
+        data: as `--data` of a search; CIFAR-10 for NAS-Bench-201's table.
+        table: that judges.
+        runs: folder of the run folders.
+    """
+
+    def __init__(self, settings: Settings, data: str, table: Table, runs: Path) -> None:
+        self.settings, self.data, self.table, self.runs = settings, data, table, runs
+        probe = build({"space": "nasbench201", "layers": 3, "data": data, "image": settings.image}, {})
+        self.dataset = load(probe)
+
+    def _config(self, variant: Variant, seed: int, steps: int) -> SearchConfig:
+        half = len(self.dataset.labels) // 2
+        return config_of(self.settings, variant, seed, self.data, steps, images_per_half=half)
+
+    def rates(self, variant: Variant) -> Rates:
+        """Of that variant on this machine; timed once and kept beside the runs."""
+        path = self.runs / RATES_FILE
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        key = json.dumps([dataclasses.asdict(self.settings), dict(variant.overrides)], sort_keys=True)
+        if key not in known:
+            config = self._config(variant, 0, self.settings.least_epochs)
+            indices, _ = split_halves(self.dataset.labels, seed=0, limit=config.batch)
+            with Batches(self.dataset, indices, batch=config.batch, seed=0, stream="w", augment=False) as batches:
+                batch = batches.at(0)
+            found = rates_of(config, batch.images_BCHW, batch.labels_B, len(self.dataset.classes))
+            known[key] = dataclasses.asdict(found)
+            self.runs.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, json.dumps(known, indent=2))
+        return Rates(**known[key])
+
+    def row(self, variant: Variant, seed: int, budget: Budget) -> dict[str, Any]:
+        """Search, or go on with the search of that name, and judge what it found.
+
+        Raises:
+            InterruptedSearchError: after SIGTERM or Ctrl-C; the same call goes on later.
+        """
+        folder = self.runs / f"{variant.name}-{budget.label}-seed{seed}"
+        if (folder / "config.json").exists():
+            config = RunFolder.open(folder).config
+        else:
+            probe = self._config(variant, seed, self.settings.least_epochs)
+            config = self._config(variant, seed, steps_of(budget, variant, probe, self.rates(variant)))
+        result, cpu_s, whole = _searched(config, folder)
+        found = self.table.look_up(result.genotype)
+        begin = time.process_time()
+        ranking = self._ranking(config, folder)
+        return {
+            "kind": "quality", "method": variant.name, "seed": seed, "budget_minutes": budget.minutes,
+            "budget_passes": budget.passes, **_judgement(found), **ranking, "cpu_s": round(cpu_s, 2),
+            "cpu_s_is_whole": whole, "ranking_cpu_s": round(time.process_time() - begin, 2),
+            "steps": config.epochs * (config.limit // config.batch), "sample_passes": _passes(config),
+            "val_accuracy": result.val_accuracy, "peak_bytes": result.peak_bytes, "skips": _skips(folder),
+            "settings": dataclasses.asdict(self.settings), "overrides": dict(variant.overrides),
+            "config": dataclasses.asdict(config), "environment": environment(),
+        }  # fmt: skip
+
+    def _ranking(self, config: SearchConfig, folder: Path) -> dict[str, float]:
+        """Kendall's tau of the super-net's losses, and of the numbers of parameters, on the same random cells."""
+        found = checkpoint.load(folder, config)
+        assert found is not None
+        learner, _, _ = build_learner(config, torch.device("cpu"), len(self.dataset.classes))
+        learner.load_state_dict(found.state["learner"])
+        _, indices = split_halves(self.dataset.labels, seed=config.seed)
+        chosen = np.random.default_rng(config.seed).integers(0, len(self.table.archs), self.settings.ranked_cells)
+        with Batches(self.dataset, indices, batch=250, seed=0, stream="rank", augment=False) as batches:
+            held = list(batches.sequential(self.settings.eval_images))
+        losses = [_loss(learner, self.table, int(index), held) for index in chosen]
+        accuracy = self.table.test_200[chosen]
+        return {
+            "tau": kendall_tau([-loss for loss in losses], accuracy),
+            "tau_of_parameters": kendall_tau(self.table.params[chosen], accuracy),
+        }
+
+
+def _judgement(found: Found) -> dict[str, Any]:
+    judged = dataclasses.asdict(found)
+    return {name: judged[name] for name in ("arch", "index", "accuracy", "rank", "regret", "params")}
+
+
+def _loss(learner: Learner, table: Table, index: int, held: list[Batch]) -> float:
+    genotype = Genotype.from_json_dict({"arch": table.archs[index]})
+    paths = genotype_paths(NASBENCH201, genotype, torch.device("cpu"))
+    judged = evaluate(learner.net, paths, held, torch.device("cpu"), lambda: False)
+    assert judged is not None
+    return judged[0]
+
+
+def _passes(config: SearchConfig) -> int:
+    """Images times networks over all W and alpha steps."""
+    places = [(epoch, place) for epoch in range(config.epochs) for place in range(config.limit // config.batch)]
+    alpha_steps = sum(alpha_due(config, epoch, place) for epoch, place in places)
+    networks = len(places) * networks_of(config, "weight") + alpha_steps * networks_of(config, "alpha")
+    return config.batch * networks
+
+
+def _skips(folder: Path) -> list[int]:
+    """Skip-connects of the cell that alpha said after each epoch."""
+    return [row["skips"]["cell"] for row in read_metrics(folder / "metrics.jsonl") if row.get("kind") == "epoch"]
+
+
+def _searched(config: SearchConfig, folder: Path) -> tuple[SearchResult, float, bool]:
+    """The finished search, its CPU seconds, and whether they are all that it took (not after a crash)."""
+    path, before_s, whole = folder / CPU_FILE, 0.0, True
+    resumed = (folder / "config.json").exists()
+    if resumed:
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"cpu_s": 0.0, "whole": False}
+        before_s, whole = kept["cpu_s"], kept["whole"]
+        path.unlink(missing_ok=True)
+    begin = time.process_time()
+    try:
+        result = resume(folder) if resumed else search(config, out=folder)
+    except InterruptedSearchError:
+        spent = before_s + time.process_time() - begin
+        write_atomically(path, json.dumps({"cpu_s": spent, "whole": whole}))
+        raise
+    return result, before_s + time.process_time() - begin, whole
