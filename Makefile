@@ -22,9 +22,9 @@ lint: $(VENV)/.installed-test
 	cd build/typed && ../../$(VENV)/bin/mypy --config-file ../../pyproject.toml --namespace-packages --explicit-package-bases msgdas
 
 bench: $(VENV)/.installed
-	$(VENV)/bin/python -m msgdas.bench.memory
-	$(VENV)/bin/python -m msgdas.bench.memory --imagenet
-	$(VENV)/bin/python -m msgdas.bench.speed
+	$(VENV)/bin/python -m msgdas.bench memory
+	$(VENV)/bin/python -m msgdas.bench memory --imagenet
+	$(VENV)/bin/python -m msgdas.bench speed
 	$(VENV)/bin/python -m msgdas.bench.native
 
 # On a machine with a GPU: every gate on compiled kernels, then timings, into bench/results. Exit code 8 without one.

@@ -1,79 +1,173 @@
-"""`python -m msgdas.bench.memory`: peak live memory of a search step, per sample, for methods and policies.
+"""`python -m msgdas.bench memory`: peak of live memory of a search step per image, for methods and policies.
 
-The figure is the slope of the peak between two batches, so that what does not grow with the batch (gradients
-of the sampled weights) stands apart. Counted by profiles/tracker.py in a step with optimizer state present.
+A figure per image is the slope between two batches, so that what does not grow with the batch (gradients of the
+sampled weights) stands apart. Kept is what lives between forward and backward of one network of a W step; the peak is
+that of a whole step, alpha and weights, above what lives between steps. Counted storage by storage
+(profiles/tracker.py), after a step that makes the optimizers' state.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-from dataclasses import asdict, dataclass
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from ..engine.environment import environment
+from ..engine.errors import ConfigError
 from ..profiles.tracker import LiveBytes
-from .step import build_step
+from . import command
+from .gate import gates_of
+from .results import Row, append, provenance, row
+from .step import Step, build_step
+from .variants import BASE, Variant, of_methods, sampled, size_of, sweep, title
 
 MIB = 1 << 20
-CIFAR: dict[str, Any] = {"channels": 16, "layers": 8, "image": 32, "classes": 10, "stem": "cifar"}
-IMAGENET: dict[str, Any] = {"channels": 48, "layers": 8, "image": 224, "classes": 1000, "stem": "imagenet"}
-ROWS: list[tuple[str, dict[str, Any]]] = [
-    ("DARTS, plain autograd, all gradients", {"method": "darts", "policy": "autograd"}),
-    *((f"K={k} union, min", {"k": k, "policy": "min"}) for k in (1, 2, 4, 8)),
-    *((f"K={k} sub-graphs, min", {"k": k, "mode": "subgraphs", "policy": "min"}) for k in (2, 4)),
-    *((f"K=2 union, {policy}", {"k": 2, "policy": policy}) for policy in ("nodes", "bn", "all")),
-    ("K=2 union, plain autograd", {"k": 2, "policy": "autograd", "gradients": "lazy"}),
-]
+# Peaks under plain autograd are straight lines from batch 2 on; those of recomputing policies move until batch 8.
+BATCHES, PLAIN_BATCHES = (8, 16), (2, 4)
+WARM_IMAGES = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Slope:
-    """Peak bytes of a step as fixed_bytes + batch * per_sample_bytes, from two batches."""
+    """Peak bytes of a step as fixed_bytes + batch * per_sample_bytes, from two batches; what is kept likewise."""
 
     per_sample_bytes: float
     fixed_bytes: float
+    kept_per_sample_bytes: float
 
 
-def peak_bytes(**step_options: Any) -> int:
-    """The peak of live bytes of one whole step above what lives between steps (weights and optimizer state)."""
-    step = build_step(**step_options)
-    step.step()
-    step.learner.weight_optimizer.zero_grad()
-    step.learner.alpha_optimizer.zero_grad()
+def peak_bytes(step: Step) -> int:
+    """The peak of live bytes of one whole step above what lives between steps; the step leaves alpha as it was."""
+    learner = step.learner
+    learner.drop_gradients()
+    before = learner.alpha_state()
     with LiveBytes() as tracker:
         step.step()
+    learner.drop_gradients()
+    learner.put_back(before)
     return tracker.peak_bytes
 
 
-def slope(batches: tuple[int, int], **step_options: Any) -> Slope:
-    """The line through the peaks at two batches."""
+def kept_bytes(step: Step) -> int:
+    """Live bytes between forward and backward of the first network of a W step's draw."""
+    with LiveBytes() as tracker:
+        # The loss holds the graph.
+        loss = step.forward(networks=1)
+        kept = tracker.live_bytes
+        del loss
+    return kept
+
+
+def slopes(batches: tuple[int, int], draws: int = 1, **options: Any) -> list[Slope]:
+    """The lines through the peaks at two batches, one for each of the first draws.
+
+    A method that runs every operation needs the same at every draw and is measured at one.
+    """
     low, high = batches
-    low_bytes, high_bytes = peak_bytes(batch=low, **step_options), peak_bytes(batch=high, **step_options)
-    per_sample = (high_bytes - low_bytes) / (high - low)
-    return Slope(per_sample, low_bytes - low * per_sample)
+    whole = build_step(batch=high, **options)
+    whole.cut(min(WARM_IMAGES, low)).step()
+    found = []
+    for draw in range(1, 2 if whole.config.k == whole.net.space.num_operations else draws + 1):
+        small, large = whole.cut(low), whole.cut(high)
+        small.number = large.number = draw
+        kept = kept_bytes(large) - kept_bytes(small)
+        low_bytes, high_bytes = peak_bytes(small), peak_bytes(large)
+        per_sample = (high_bytes - low_bytes) / (high - low)
+        found.append(Slope(per_sample, low_bytes - low * per_sample, kept / (high - low)))
+    return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m msgdas.bench.memory", description=__doc__)
-    parser.add_argument("--imagenet", action="store_true", help="224 px, C=48, 1000 classes instead of 32 px, C=16, 10")
-    parser.add_argument("--batches", type=int, nargs=2, default=(8, 16), metavar=("LOW", "HIGH"))
-    parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name holds this text")
-    parser.add_argument("--json", action="store_true", help="one JSON object per line")
-    arguments = parser.parse_args()
-    size = IMAGENET if arguments.imagenet else CIFAR
-    if not arguments.json:
-        print(f"{'peak of a step':40} {'MiB/sample':>10} {'fixed MiB':>10}", flush=True)
-    machine = environment() if arguments.json else {}
-    for name, options in ROWS:
-        if arguments.only not in name:
+def slope(batches: tuple[int, int], **options: Any) -> Slope:
+    """That of the first draw."""
+    return slopes(batches, **options)[0]
+
+
+def variants(methods: Sequence[str], space: str) -> Iterator[Variant]:
+    """The lines of the table."""
+    own = [
+        *sweep(space),
+        *(sampled(2, policy) for policy in ("nodes", "all")),
+        *(sampled(k, "min", mode="subgraphs") for k in (2, 4)),
+    ]
+    return of_methods(methods, own)
+
+
+def rows(
+    lines: Sequence[Variant], size: dict[str, Any], batches: tuple[int, int] | None, draws: int, shown: str
+) -> Iterator[Row]:
+    """One row for each line as it is measured, all gates first; a line that its method does not have is left out.
+
+    Args:
+        batches: of the slopes; None takes `BATCHES`, and `PLAIN_BATCHES` under plain autograd.
+        draws: of a method that samples.
+        shown: the command that measures the same again.
+
+    Raises:
+        GateError: for a method whose gradients are wrong; nothing is measured then.
+    """
+    gates = gates_of(lines, size["space"])
+    facts = provenance(shown)
+    for line in lines:
+        used = batches or (PLAIN_BATCHES if line.plain else BATCHES)
+        options = {**size, "method": line.method, **line.options}
+        try:
+            found = slopes(used, draws, **options)
+        except ConfigError as error:
+            print(f"left out: {line.name}: {error}", file=sys.stderr)
             continue
-        found = slope(tuple(arguments.batches), **size, **options)
-        if arguments.json:
-            print(json.dumps({"row": name, **size, **options, **asdict(found), "environment": machine}), flush=True)
-        else:
-            print(f"{name:40} {found.per_sample_bytes / MIB:10.2f} {found.fixed_bytes / MIB:10.1f}", flush=True)
+        figures = {
+            "kept_per_image_bytes": [one.kept_per_sample_bytes for one in found],
+            "peak_per_image_bytes": [one.per_sample_bytes for one in found],
+            "fixed_bytes": [one.fixed_bytes for one in found],
+        }
+        yield row("memory", line.name, {**options, "batches": list(used)}, figures, gates[line.key], facts)
+
+
+def table_head() -> str:
+    columns = "".join(f" {name:>8}" for name in ("kept", "peak", "least", "most", "fixed"))
+    return f"{'step (alpha and weights)':40}{columns} {'times less':>10}"
+
+
+def table_line(one: Row, base: float | None) -> str:
+    """MiB per image, the last but one column in MiB; how many times less than `base` bytes the peak is."""
+    figures = one["figures"]
+    peak = figures["peak_per_image_bytes"]
+    cells = (figures["kept_per_image_bytes"]["median"], peak["median"], peak["min"], peak["max"],
+             figures["fixed_bytes"]["median"])  # fmt: skip
+    less = "" if base is None else f"{base / peak['median']:6.1f}x"
+    return f"{one['name']:40}" + "".join(f" {value / MIB:8.2f}" for value in cells) + f" {less:>10}"
+
+
+def main(argv: Sequence[str]) -> int:
+    made = command.parser("memory", __doc__ or "")
+    command.add_methods(made, "all")
+    made.add_argument("--imagenet", action="store_true", help="224 px, C=48, 1000 classes instead of 32 px, C=16, 10")
+    made.add_argument("--batches", type=int, nargs=2, metavar=("LOW", "HIGH"),
+                      help="default: 8 16, and 2 4 under plain autograd")  # fmt: skip
+    made.add_argument("--draws", type=int, default=3, help="draws of a method that samples (default: 3)")
+    made.add_argument("--only", default="", metavar="TEXT", help="lines whose name holds this text")
+    arguments = made.parse_args(argv)
+    methods, size = command.methods_listed(arguments.methods), size_of(arguments.space, imagenet=arguments.imagenet)
+    batches = None if arguments.batches is None else (arguments.batches[0], arguments.batches[1])
+    if (batches is not None and not 2 <= batches[0] < batches[1]) or arguments.draws < 1:
+        raise ConfigError(
+            "a slope needs two batches and a draw", got=f"--batches {batches} --draws {arguments.draws}",
+            allowed="2 <= LOW < HIGH, 1 draw or more", next="--batches 8 16 --draws 3",
+        )  # fmt: skip
+    lines = [one for one in variants(methods, arguments.space) if arguments.only in one.name]
+    found, base = [], None
+    if not arguments.json:
+        print(f"{title(size)}; MiB per image, fixed in MiB\n{table_head()}", flush=True)
+    for one in rows(lines, size, batches, arguments.draws, command.again("memory", argv)):
+        if one["name"] == BASE:
+            base = one["figures"]["peak_per_image_bytes"]["median"]
+        print(json.dumps(one) if arguments.json else table_line(one, base), flush=True)
+        found.append(one)
+    if arguments.out is not None:
+        append(arguments.out, found)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(command.answer(main))

@@ -1,71 +1,63 @@
-"""`python -m msgdas.bench.speed`: time of a search step against dense DARTS as its authors' code runs it.
+"""`python -m msgdas.bench speed`: time of a search step, alpha and weights, against DARTS as its authors' code runs it.
 
-All variants take turns in one process, so that a noisy machine slows them alike; medians are compared. What
-the speed-up is made of is printed apart: layout, gradients that are thrown away, sparsity, and the engine.
-No figure is printed if the engine's gradients differ from autograd's.
+All variants take turns in one process, so that a noisy machine slows them alike; medians are compared. What the
+speed-up of K=2 is made of is printed apart: layout, gradients that are thrown away, sparsity, the engine and its
+kernels. A step holds both optimizers, and neither evaluation nor input; the first round is not counted. Nothing is
+timed where a method's gradients differ from plain autograd's.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import statistics
+import os
+import sys
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from ..engine.environment import environment
+from ..engine.errors import ConfigError
+from ..engine.method import METHODS
+from . import command
+from .gate import gates_of
+from .results import Row, append, provenance, row
 from .step import Step, build_step
+from .variants import AUTOGRAD, BASE, Variant, of_methods, sampled, size_of, sweep, title
 
-DENSE_NCHW = "dense, NCHW, all gradients (as published)"
-VARIANTS: dict[str, dict[str, Any]] = {
-    DENSE_NCHW: {"method": "darts", "policy": "autograd", "layout": "nchw"},
-    "dense, channels_last, all gradients": {"method": "darts", "policy": "autograd"},
-    "dense, channels_last, needed gradients": {"method": "darts", "policy": "autograd", "gradients": "lazy"},
-    "K=2, channels_last, needed gradients": {"policy": "autograd", "gradients": "lazy"},
-    "K=2, plain PyTorch, all": {"policy": "all", "impl": "reference"},
-    "K=2, plain PyTorch, min": {"policy": "min", "impl": "reference"},
-    "K=2, C++, all": {"policy": "all", "impl": "native"},
-    "K=2, C++, bn": {"policy": "bn", "impl": "native"},
-    "K=2, C++, nodes": {"policy": "nodes", "impl": "native"},
-    "K=2, C++, min": {"policy": "min", "impl": "native"},
-    "K=2 sub-graphs, C++, min": {"policy": "min", "mode": "subgraphs", "impl": "native"},
-    "K=1, C++, min": {"k": 1, "policy": "min", "impl": "native"},
-    "K=4, C++, min": {"k": 4, "policy": "min", "impl": "native"},
-    "K=8, C++, min": {"k": 8, "policy": "min", "impl": "native"},
-}
+DEFAULT = ("darts", "pc-darts", "gdas", "msg")
+LAYOUT, LAZY = "darts, channels_last, all gradients", "darts, channels_last, needed gradients"
+DENSE = (
+    Variant(LAYOUT, "darts", {"policy": "autograd", "gradients": "all"}),
+    Variant(LAZY, "darts", {"policy": "autograd", "gradients": "lazy"}),
+)
+PLAIN = {policy: sampled(2, policy, impl="reference") for policy in ("all", "min")}
+QUICK = {policy: sampled(2, policy) for policy in ("all", "min")}
+SPARSE = sampled(2, AUTOGRAD).name
 # (what it is, slower variant, quicker variant)
 SHARES = (
-    ("layout", DENSE_NCHW, "dense, channels_last, all gradients"),
-    ("lazy gradients", "dense, channels_last, all gradients", "dense, channels_last, needed gradients"),
-    ("sparsity, 2 of 8", "dense, channels_last, needed gradients", "K=2, channels_last, needed gradients"),
-    ("engine, all", "K=2, channels_last, needed gradients", "K=2, plain PyTorch, all"),
-    ("engine, min", "K=2, channels_last, needed gradients", "K=2, plain PyTorch, min"),
-    ("C++ kernels, all", "K=2, plain PyTorch, all", "K=2, C++, all"),
-    ("C++ kernels, min", "K=2, plain PyTorch, min", "K=2, C++, min"),
+    ("layout", BASE, LAYOUT),
+    ("lazy gradients", LAYOUT, LAZY),
+    ("sparsity, 2 operations of all", LAZY, SPARSE),
+    *((f"engine, {policy}", SPARSE, PLAIN[policy].name) for policy in PLAIN),
+    *((f"C++ kernels, {policy}", PLAIN[policy].name, QUICK[policy].name) for policy in PLAIN),
 )
-TWO_THREADS = ("K=2, C++, all", "K=2, C++, min")
-TOLERANCE = 1e-10
+TWO_THREADS = tuple(one.name for one in QUICK.values())
 
 
-def gradient_error() -> float:
-    """Largest relative difference of a weight's gradient between the engine and plain autograd, fp64, small net."""
-    grads = []
-    for policy, impl in (("autograd", "reference"), ("min", "native")):
-        step = build_step(
-            channels=4, layers=3, batch=2, image=16, policy=policy, dtype="float64", gradients="lazy", impl=impl
-        )
-        step.forward().backward()
-        grads.append([p.grad for p in step.net.parameters()])
-    worst = 0.0
-    for theirs, ours in zip(*grads, strict=True):
-        if theirs is not None and ours is not None:
-            worst = max(worst, ((ours - theirs).norm() / theirs.norm().clamp_min(1e-12)).item())
-    return worst
+def variants(methods: Sequence[str], space: str) -> Iterator[Variant]:
+    """The lines of the table."""
+    own = [
+        *sweep(space), *(sampled(2, policy) for policy in ("nodes", "all")), *PLAIN.values(),
+        sampled(2, "min", mode="subgraphs"),
+    ]  # fmt: skip
+    for one in of_methods(methods, own):
+        yield one
+        if one.name == BASE:
+            yield from DENSE
 
 
-def times_ms(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
+def times_ms(steps: Mapping[str, Step], rounds: int) -> dict[str, list[float]]:
     """Milliseconds of each variant's step, one of each per round, after one warm-up."""
     found: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds + 1):
@@ -77,56 +69,110 @@ def times_ms(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
     return found
 
 
-def two_threads(steps: dict[str, Step], rounds: int) -> dict[str, float]:
-    """How much faster two threads are than one, medians of alternating steps."""
-    found = {}
-    for name in TWO_THREADS:
-        times: dict[int, list[float]] = {1: [], 2: []}
-        for number in range(rounds + 1):
-            for threads in times:
-                torch.set_num_threads(threads)
-                begin = time.perf_counter()
-                steps[name].step()
-                if number:
-                    times[threads].append(time.perf_counter() - begin)
-        found[name] = statistics.median(times[1]) / statistics.median(times[2])
+def two_threads(step: Step, rounds: int) -> list[float]:
+    """How many times faster two threads are than one, in each round; their number is left as it was."""
+    before = torch.get_num_threads()
+    times: dict[int, list[float]] = {1: [], 2: []}
+    for number in range(rounds + 1):
+        for threads in times:
+            torch.set_num_threads(threads)
+            begin = time.perf_counter()
+            step.step()
+            if number:
+                times[threads].append(time.perf_counter() - begin)
+    torch.set_num_threads(before)
+    return [one / two for one, two in zip(times[1], times[2], strict=True)]
+
+
+def steps_of(lines: Sequence[Variant], size: Mapping[str, Any]) -> dict[str, Step]:
+    """A search for each line that can run here; the others are named on stderr."""
+    steps = {}
+    for line in lines:
+        try:
+            steps[line.name] = build_step(method=line.method, **size, **line.options)
+        except ConfigError as error:
+            print(f"left out: {line.name}: {error}", file=sys.stderr)
+    return steps
+
+
+def rows(lines: Sequence[Variant], size: Mapping[str, Any], rounds: int, shown: str) -> list[Row]:
+    """A row for each line, all gates first; then how much two threads are faster, where there are two.
+
+    Raises:
+        GateError: for a method whose gradients are wrong; nothing is measured then.
+    """
+    gates = gates_of(lines, size["space"])
+    steps = steps_of(lines, size)
+    facts = provenance(shown, threads=torch.get_num_threads())
+    by_name = {line.name: line for line in lines}
+    found = []
+    for name, values in times_ms(steps, rounds).items():
+        line = by_name[name]
+        config = {**size, "method": line.method, **line.options}
+        found.append(row("speed", name, config, {"step_ms": values}, gates[line.key], facts))
+    if len(os.sched_getaffinity(0)) > 1:
+        for name in (name for name in TWO_THREADS if name in steps):
+            line = by_name[name]
+            figures = {"times_faster": two_threads(steps[name], rounds)}
+            config = {**size, "method": line.method, **line.options, "threads": [1, 2]}
+            found.append(row("speed", f"two threads against one: {name}", config, figures, gates[line.key], facts))
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m msgdas.bench.speed", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="timed steps of each variant")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--json", action="store_true", help="one JSON object per line")
-    arguments = parser.parse_args()
+def table(found: Sequence[Row], size: Mapping[str, Any], threads: int) -> str:
+    """What people read: times, shares of the speed-up, threads."""
+    steps = {one["name"]: one["figures"]["step_ms"] for one in found if "step_ms" in one["figures"]}
+    base = steps.get(BASE)
+    lines = [
+        f"{title(size)}, batch {size['batch']}, {threads} thread(s)",
+        f"{'step (alpha and weights)':44} {'median ms':>10} {'min':>8} {'max':>8} {'images/s':>9} {'faster':>8}",
+    ]
+    for name, step in steps.items():
+        faster = "" if base is None else f"{base['median'] / step['median']:.2f}x"
+        lines.append(
+            f"{name:44} {step['median']:10.0f} {step['min']:8.0f} {step['max']:8.0f} "
+            f"{2e3 * size['batch'] / step['median']:9.1f} {faster:>8}"
+        )
+    lines.append("\nof which")
+    lines += [f"{name:44} {factor:.2f}x" for name, factor in shares(found).items()]
+    lines += [
+        f"{one['name']:44} {one['figures']['times_faster']['median']:.2f}x" for one in found
+        if "times_faster" in one["figures"]
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def shares(found: Sequence[Row]) -> dict[str, float]:
+    """Ratio of medians for each of SHARES whose two variants were timed."""
+    medians = {one["name"]: one["figures"]["step_ms"]["median"] for one in found if "step_ms" in one["figures"]}
+    return {
+        name: medians[slow] / medians[quick] for name, slow, quick in SHARES if slow in medians and quick in medians
+    }
+
+
+def main(argv: Sequence[str]) -> int:
+    made = command.parser("speed", __doc__ or "")
+    command.add_methods(made, ",".join(name for name in DEFAULT if name in METHODS))
+    made.add_argument("--rounds", type=int, default=5, help="timed steps of each variant (default: 5)")
+    made.add_argument("--threads", type=int, default=1, help="default: 1")
+    made.add_argument("--batch", type=int, default=16, help="default: 16")
+    made.add_argument("--only", default="", metavar="TEXT", help="lines whose name holds this text")
+    arguments = made.parse_args(argv)
+    if arguments.rounds < 1 or arguments.threads < 1:
+        raise ConfigError(
+            "a step is timed at least once, by at least one thread",
+            got=f"--rounds {arguments.rounds} --threads {arguments.threads}", allowed="1 or more", next="--rounds 5",
+        )  # fmt: skip
     torch.set_num_threads(arguments.threads)
-    error = gradient_error()
-    if error > TOLERANCE:
-        raise SystemExit(f"no figures: gradients differ from autograd's by {error:.1e} (allowed {TOLERANCE})")
-    steps = {name: build_step(batch=arguments.batch, **options) for name, options in VARIANTS.items()}
-    found = times_ms(steps, arguments.rounds)
-    median = {name: statistics.median(values) for name, values in found.items()}
-    base = median[DENSE_NCHW]
-    threads = two_threads(steps, arguments.rounds)
-    if arguments.json:
-        machine = environment()
-        for name, values in found.items():
-            row = {"row": name, "ms": values, "speedup": base / median[name], "threads": arguments.threads}
-            print(json.dumps({**row, "batch": arguments.batch, "environment": machine}))
-        for name, factor in threads.items():
-            print(json.dumps({"row": f"two threads against one: {name}", "speedup": factor, "environment": machine}))
-        return
-    print(f"DARTS cell, C=16, 8 layers, 32x32, batch {arguments.batch}, {arguments.threads} thread(s), fp32")
-    print(f"{'step (alpha + weights)':44} {'median ms':>10} {'min':>8} {'max':>8} {'faster':>8}")
-    for name, values in found.items():
-        print(f"{name:44} {median[name]:10.0f} {min(values):8.0f} {max(values):8.0f} {base / median[name]:7.2f}x")
-    print("\nof which")
-    for name, slow, quick in SHARES:
-        print(f"{name:44} {median[slow] / median[quick]:.2f}x")
-    for name, factor in threads.items():
-        print(f"{'two threads against one: ' + name:44} {factor:.2f}x")
+    size = {**size_of(arguments.space), "batch": arguments.batch}
+    methods = command.methods_listed(arguments.methods)
+    lines = [one for one in variants(methods, arguments.space) if arguments.only in one.name]
+    found = rows(lines, size, arguments.rounds, command.again("speed", argv))
+    print("\n".join(map(json.dumps, found)) if arguments.json else table(found, size, arguments.threads))
+    if arguments.out is not None:
+        append(arguments.out, found)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(command.answer(main))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -38,11 +39,20 @@ class Step:
         moment = Moment(self.number, self.tau, self.config.lr, drop_rate=0.0, guided=False)
         return self.learner.feed(self.images_BCHW, self.labels_B, moment, draw)
 
-    def forward(self) -> Tensor:
-        """Mean cross-entropy [] of one draw's networks with everything that backward would need, no update."""
+    def cut(self, batch: int) -> Step:
+        """The same search, not a copy, on the first `batch` images."""
+        return dataclasses.replace(self, images_BCHW=self.images_BCHW[:batch], labels_B=self.labels_B[:batch])
+
+    def forward(self, networks: int | None = None) -> Tensor:
+        """Mean cross-entropy [] of a W draw's first networks with everything that backward would need, no update.
+
+        Args:
+            networks: how many of them, None for all.
+        """
         feed = self._feed(2 * self.number + 1)
         sample = self.sampler.draw(feed.clock, feed.tau, grad=self.learner.all_gradients, part="weight")
-        losses = [F.cross_entropy(self.net(self.images_BCHW, paths), self.labels_B) for paths in sample.networks]
+        taken = sample.networks[:networks]
+        losses = [F.cross_entropy(self.net(self.images_BCHW, paths), self.labels_B) for paths in taken]
         return torch.stack(losses).mean()
 
     def alpha_step(self) -> Tensor:

@@ -12,7 +12,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,8 +24,10 @@ from .errors import (
     ConfigError,
     DataError,
     EngineError,
+    GateError,
     GenotypeError,
     InterruptedSearchError,
+    NoDeviceError,
     NumericsError,
     RunFolderError,
 )  # fmt: skip
@@ -38,14 +40,16 @@ EXIT_CODES: dict[type[EngineError | ProfileError], int] = {
     CheckpointError: 5,
     GenotypeError: 6,
     NumericsError: 7,
+    NoDeviceError: 8,
     ProfileError: 9,
     BudgetError: 10,
+    GateError: 11,
 }
 # As shells say it: 128 + number of the signal (SIGTERM 143, Ctrl-C 130).
 SIGNAL_EXIT = 128
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """argparse whose complaints are one line with the next command."""
 
     def error(self, message: str) -> NoReturn:
@@ -66,9 +70,9 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """The whole surface of the command line."""
-    top = _Parser(prog="msgdas", description="Memory-first differentiable architecture search.", allow_abbrev=False)
+    top = Parser(prog="msgdas", description="Memory-first differentiable architecture search.", allow_abbrev=False)
     top.add_argument("--version", action="version", version=f"msgdas {version('msgdas')}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     _add_search(commands)
     _add_plan(commands)
     _add_show(commands)
@@ -289,7 +293,7 @@ def _doctor(arguments: argparse.Namespace) -> str:
 COMMANDS = {"search": _search, "plan": _plan, "show": _show, "profile": _profile, "doctor": _doctor}
 
 
-def _share_processors() -> None:
+def share_processors() -> None:
     """Let OpenMP's threads sleep soon at a barrier, unless the user has said otherwise.
 
     By default they spin for milliseconds, which stalls every step beside one other busy process; on a quiet machine it
@@ -299,17 +303,19 @@ def _share_processors() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code is 0, or that of EXIT_CODES, or 128 + a signal's number."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    _share_processors()
+def in_one_line(program: str, act: Callable[[], int], *, debug: bool) -> int:
+    """What `act` returns; an error becomes one line on stderr and its exit code.
+
+    Args:
+        program: begins the line.
+        debug: let errors through, with their traceback.
+    """
     try:
-        parsed = parser().parse_args(words)
-        print(COMMANDS[parsed.command](parsed), flush=True)
+        return act()
     except (EngineError, ProfileError) as error:
-        if "--debug" in words:
+        if debug:
             raise
-        print(f"msgdas: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         if isinstance(error, InterruptedSearchError):
             return SIGNAL_EXIT + error.signum
         return EXIT_CODES[type(error)]
@@ -318,9 +324,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return SIGNAL_EXIT + signal.SIGPIPE
     except KeyboardInterrupt:
-        print("msgdas: stopped by Ctrl-C", file=sys.stderr)
+        print(f"{program}: stopped by Ctrl-C", file=sys.stderr)
         return SIGNAL_EXIT + signal.SIGINT
-    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code is 0, or that of EXIT_CODES, or 128 + a signal's number."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    share_processors()
+
+    def act() -> int:
+        parsed = parser().parse_args(words)
+        print(COMMANDS[parsed.command](parsed), flush=True)
+        return 0
+
+    return in_one_line("msgdas", act, debug="--debug" in words)
 
 
 def run() -> NoReturn:

@@ -46,6 +46,14 @@ class NumericsError(EngineError):
     """NaN or infinity in a loss, a gradient or alpha, found before the optimizer step."""
 
 
+class NoDeviceError(EngineError):
+    """A benchmark of a device that is not here."""
+
+
+class GateError(EngineError):
+    """Results that differ from plain autograd's, found before anything was measured."""
+
+
 class InterruptedSearchError(EngineError):
     """SIGTERM or Ctrl-C, after the step has been finished and saved.
 

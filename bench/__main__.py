@@ -1,0 +1,47 @@
+"""`python -m msgdas.bench COMMAND`: what every search method costs and finds, side by side in one super-net."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+
+from ..engine.errors import ConfigError
+from . import command
+
+# command: (module, what it does); a module is imported when its command is given.
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "memory": ("memory", "peak memory of a search step per image, every method and policy; under two minutes"),
+    "speed": ("speed", "time of a search step, all variants in turn in one process; some minutes"),
+}
+
+
+def usage() -> str:
+    lines = "".join(f"  {name:10} {what}\n" for name, (_, what) in COMMANDS.items())
+    return (
+        f"usage: {command.PROGRAM} COMMAND [OPTIONS]\n\n{__doc__.partition(': ')[2]}\n\n{lines}\n"
+        f"{command.PROGRAM} COMMAND --help lists a command's options. `make gpu` measures on a CUDA device.\n"
+    )
+
+
+def dispatch(argv: Sequence[str]) -> int:
+    """Run the command that the first word names.
+
+    Raises:
+        ConfigError: for another word, or none.
+    """
+    name, *rest = argv or [""]
+    if name in ("-h", "--help"):
+        print(usage(), end="")
+        return 0
+    if name not in COMMANDS:
+        raise ConfigError(
+            "unknown benchmark" if name else "no benchmark was named", got=name or None,
+            allowed=", ".join(COMMANDS), next=f"{command.PROGRAM} --help",
+        )  # fmt: skip
+    module = importlib.import_module(f".{COMMANDS[name][0]}", __package__)
+    return int(module.main(rest))
+
+
+if __name__ == "__main__":
+    sys.exit(command.answer(dispatch))

@@ -1,0 +1,105 @@
+"""Whether a method's gradients are right, asked before anything of it is measured."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..engine.errors import ConfigError, GateError
+from .step import build_step
+from .variants import Variant
+
+# Of the engine in fp64 against plain autograd in fp64, and of fp32 against the same truth.
+ALLOWED = {"float64": 1e-12, "float32": 2e-5}
+SEEDS = (0, 1, 2)
+SMALL = {"channels": 8, "layers": 3, "batch": 2, "image": 16}
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """The outcome.
+
+    Attributes:
+        passed: whether every error is within `ALLOWED`; true where there is nothing to compare.
+        errors: the largest relative difference of a parameter's gradient, over all `SEEDS` in fp64, their median in
+            fp32; empty where only one of the two paths runs the method.
+        reason: one line on what was compared, or why nothing was.
+    """
+
+    passed: bool
+    errors: dict[str, float]
+    reason: str
+
+    def require(self, name: str) -> None:
+        """Raise GateError for a red gate: there are no figures of wrong results."""
+        if not self.passed:
+            raise GateError(f"no figures of {name}: {self.reason}", next="pytest tests/engine/test_cell.py tells where")
+
+
+def gradient_gate(method: str, space: str, impl: str = "auto") -> Gate:
+    """Gradients of all weights and of alpha in a small net: the cell engine against plain autograd in fp64.
+
+    The weights are made to differ from zero by their own initialisation only, the draw is the same.
+
+    Args:
+        method, space: as `build_step` takes them.
+        impl: of the engine.
+    """
+    size = SMALL | {"method": method, "space": space, "gradients": "all"}
+    found: dict[str, list[float]] = {dtype: [] for dtype in ALLOWED}
+    for seed in SEEDS:
+        try:
+            truth = _gradients(policy="autograd", dtype="float64", seed=seed, **size)
+        except ConfigError as error:
+            return Gate(True, {}, f"nothing to compare, only the cell engine runs it: {error}")
+        for dtype, errors in found.items():
+            try:
+                ours = _gradients(policy="min", dtype=dtype, impl=impl, seed=seed, **size)
+            except ConfigError as error:
+                return Gate(True, {}, f"nothing to compare, only plain autograd runs it: {error}")
+            errors.append(_largest(truth, ours))
+    # In fp32 a ReLU's input may round to the other side of zero in one net, plain autograd's too, but not in most.
+    judged = {"float64": max(found["float64"]), "float32": statistics.median(found["float32"])}
+    wrong = [f"{dtype} differs by {error:.1e}, allowed {ALLOWED[dtype]:g}" for dtype, error in judged.items()
+             if not error <= ALLOWED[dtype]]  # fmt: skip
+    reason = "; ".join(wrong) or "gradients of weights and alpha against plain autograd in fp64"
+    return Gate(not wrong, judged, reason)
+
+
+def gates_of(lines: Iterable[Variant], space: str) -> dict[tuple[str, str], Gate]:
+    """The gate of every (method, impl) among the lines.
+
+    Raises:
+        GateError: for the first that is red.
+    """
+    gates: dict[tuple[str, str], Gate] = {}
+    for line in lines:
+        if line.key not in gates:
+            gates[line.key] = gradient_gate(line.method, space, line.impl)
+            gates[line.key].require(line.name)
+    return gates
+
+
+def _gradients(**options: object) -> dict[str, Tensor | None]:
+    step = build_step(**options)  # type: ignore[arg-type]
+    step.forward().backward()
+    named = [*step.net.named_parameters(), *step.sampler.named_parameters()]
+    return {name: parameter.grad for name, parameter in named}
+
+
+def _largest(truth: dict[str, Tensor | None], ours: dict[str, Tensor | None]) -> float:
+    """NaN where one has a gradient that is not finite, infinity where ours lacks one that is not zero."""
+    worst = 0.0
+    for name, theirs in truth.items():
+        found = ours[name]
+        if theirs is None or found is None:
+            if theirs is not None and theirs.any():
+                return float("inf")
+            continue
+        error = (found.double() - theirs).norm() / theirs.norm().clamp_min(1e-12)
+        worst = torch.maximum(torch.tensor(worst, dtype=torch.float64), error).item()
+    return worst
