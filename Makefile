@@ -25,7 +25,7 @@ bench: $(VENV)/.installed
 	$(VENV)/bin/python -m msgdas.bench memory
 	$(VENV)/bin/python -m msgdas.bench memory --imagenet
 	$(VENV)/bin/python -m msgdas.bench speed
-	$(VENV)/bin/python -m msgdas.bench.native
+	$(VENV)/bin/python -m msgdas.bench kernels
 
 # On a machine with a GPU: every gate on compiled kernels, then timings, into bench/results. Exit code 8 without one.
 gpu: $(VENV)/.installed-test

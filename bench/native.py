@@ -1,15 +1,11 @@
-"""`python -m msgdas.bench.native`: time of each C++ kernel of the CPU against plain PyTorch for the same job.
+"""The C++ kernels of the CPU beside plain PyTorch for the same job, in turn in one process.
 
-The two take turns in one process; medians are compared. The weight gradient of a depthwise convolution is held
-against torch's own `convolution_backward`, the others against what the engine runs where the kernels are not built.
-A kernel whose result differs gets no figure.
+The weight gradient of a depthwise convolution is held against torch's own `convolution_backward`, the others against
+what the engine runs where the kernels are not built.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engine.environment import environment
 from ..kernels import native
 from ..kernels.primitives import Native, Reference
 from ..kernels.reference.batchnorm import Stats
@@ -164,44 +159,3 @@ def times_ms(case: Case, rounds: int) -> tuple[list[float], list[float]]:
             if number:
                 values.append(1e3 * (time.perf_counter() - begin))
     return found
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m msgdas.bench.native", description=__doc__)
-    parser.add_argument("--channels", type=int, nargs="+", default=(16, 64))
-    parser.add_argument("--side", type=int, default=32)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=51, help="calls of each")
-    parser.add_argument("--set", choices=native.SETS, help="use at most this instruction set")
-    parser.add_argument("--json", action="store_true", help="one JSON object per line")
-    arguments = parser.parse_args()
-    reason = native.why_not()
-    if reason is not None:
-        raise SystemExit(f"no figures: {reason}")
-    torch.set_num_threads(arguments.threads)
-    if arguments.set is not None:
-        native.limit_instruction_set(native.SETS.index(arguments.set))
-    size = {"side": arguments.side, "batch": arguments.batch, "threads": arguments.threads}
-    machine = environment() if arguments.json else {}
-    for channels in arguments.channels:
-        if not arguments.json:
-            print(f"C={channels}, {size['side']} px, batch {size['batch']}, {size['threads']} thread(s), fp32, "
-                  f"{native.instruction_set()}")  # fmt: skip
-            print(f"{'kernel':52} {'PyTorch ms':>10} {'C++ ms':>8} {'faster':>8}")
-        for case in cases(channels, arguments.side, arguments.batch):
-            difference = error(case)
-            if difference > TOLERANCE:
-                raise SystemExit(f"{case.name}: differs by {difference:.1e} (allowed {TOLERANCE})")
-            plain, ours = times_ms(case, arguments.rounds)
-            ratio = statistics.median(plain) / statistics.median(ours)
-            if arguments.json:
-                row = {"row": case.name, "channels": channels, **size, "plain_ms": plain, "native_ms": ours}
-                print(json.dumps({**row, "faster": ratio, "set": native.instruction_set(), "environment": machine}))
-            else:
-                medians = f"{statistics.median(plain):10.3f} {statistics.median(ours):8.3f}"
-                print(f"{case.name:52} {medians} {ratio:7.1f}x")
-
-
-if __name__ == "__main__":
-    main()

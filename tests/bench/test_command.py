@@ -10,9 +10,11 @@ import pytest
 from msgdas.bench import gate, memory, speed
 from msgdas.bench.__main__ import COMMANDS, dispatch
 from msgdas.bench.command import again, answer, methods_listed
+from msgdas.bench.native import TOLERANCE
 from msgdas.bench.results import read
 from msgdas.bench.variants import SIZES, Variant
 from msgdas.engine.errors import ConfigError, GateError
+from msgdas.kernels import native
 
 TINY = {"space": "darts", "channels": 4, "layers": 3, "image": 16, "classes": 10, "stem": "cifar"}
 
@@ -50,6 +52,7 @@ def test_every_command_explains_itself(name, capsys):
         (["memory", "--space", "nasbench201", "--imagenet"], 2, "allowed darts"),
         (["memory", "--batches", "8", "8"], 2, "2 <= LOW < HIGH"),
         (["speed", "--rounds", "0"], 2, "1 or more"),
+        (["kernels", "--parts", "gpu"], 2, "allowed cpu, traffic, predictions"),
         (["memory", "--only", "msg K=1, min", "--out", "/proc/none/a.jsonl"], 3, "cannot be written"),
     ],
 )
@@ -93,6 +96,25 @@ def test_speed_takes_turns_and_prints_shares(tmp_path, capsys):
     assert {one.name for one in memory.variants(("darts", "gdas", "msg"), "darts")} - names == {
         "msg K=4 sub-graphs, min"
     }
+
+
+@pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
+def test_kernels_are_timed_counted_and_predicted(tmp_path, capsys):
+    out = tmp_path / "kernels.jsonl"
+    size = ["--channels", "20", "--side", "8", "--batch", "2"]
+    words = ["kernels", "--parts", "cpu,predictions", *size, "--rounds", "3"]
+    assert answer(dispatch, [*words, "--out", str(out)]) == 0
+    assert "PREDICTION" in capsys.readouterr().out
+    found = read(out)
+    assert {one["kind"] for one in found} == {"kernels", "prediction"}
+    assert all(one["gate"]["errors"]["float32"] <= TOLERANCE for one in found if one["kind"] == "kernels")
+    assert found[0]["figures"]["native_ms"]["n"] == 3
+
+
+def test_no_time_of_a_kernel_whose_result_differs(monkeypatch, capsys):
+    monkeypatch.setattr("msgdas.bench.kernels.error", lambda case: 1e-3)
+    assert answer(dispatch, ["kernels", "--parts", "cpu", "--channels", "20", "--side", "8"]) in (8, 11)
+    assert "no figures of" in capsys.readouterr().err
 
 
 def test_turns_are_taken_round_by_round(monkeypatch):
