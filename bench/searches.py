@@ -29,9 +29,10 @@ from ..engine.environment import environment
 from ..engine.errors import ConfigError, InterruptedSearchError
 from ..engine.evaluate import evaluate, genotype_paths
 from ..engine.genotype import Genotype
+from ..engine.result import SearchResult
 from ..engine.rundir import RunFolder, read_metrics, write_atomically
 from ..engine.schedule import alpha_due
-from ..engine.searcher import SearchResult, resume, search
+from ..engine.searcher import resume, search
 from ..engine.space import NASBENCH201
 from ..engine.steps import Learner, Moment
 from .nasbench import Found, Table

@@ -27,7 +27,7 @@ from ..engine.assembly import build_learner
 from ..engine.config import SearchConfig, build
 from ..engine.derive import derive
 from ..engine.passes import Feed, Passes
-from ..engine.sampler import Sample
+from ..engine.paths import Sample
 from ..engine.space import NASBENCH201
 from ..engine.steps import Learner, Moment
 from .nasbench import CELLS, Found, Table, pairs_of

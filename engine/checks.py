@@ -48,7 +48,8 @@ def check_ranges(config: SearchConfig) -> None:
     limits: dict[str, tuple[float, float]] = {
         "limit": (0, 1 << 31), "cutout": (0, config.image), "tau_min": (1e-3, 1e3), "tau_max": (config.tau_min, 1e3),
         "dbi_rate": (0, 0.9), "dbi_last": (0, 0.9), "teacher_weight": (0, 1), "teacher_temperature": (1e-2, 1e2),
-        "teacher_start": (0, 1), "teacher_decay": (0, 1), "epochs": (1, 1 << 20), "warmup": (0, config.epochs), "batch": (2, 1 << 20),
+        "teacher_start": (0, 1), "teacher_decay": (0, 1), "epochs": (1, 1 << 20), "warmup": (0, config.epochs),
+        "batch": (2, 1 << 20),
         "accumulate": (1, config.batch), "k_weights": (0, config.k), "edges_per_node": (0, 1 << 10),
         "alpha_scale": (0, 1e3), "zero_one": (0, 1e6), "alpha_kl": (0, 1e6), "partial": (1, config.channels),
         "alpha_every": (1, 1 << 20), "order": (1, 2), "candidates": (1, 1 << 20),

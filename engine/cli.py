@@ -114,7 +114,10 @@ def _add_plan(commands: Any) -> None:
     plan.add_argument(
         "--budget", default="auto", metavar="SIZE", help="10GiB, 80%% or auto (default), all that is free"
     )
-    plan.add_argument("--methods", default="", metavar="LIST", help="methods in the table (default: all)")
+    plan.add_argument(
+        "--methods", default="", metavar="LIST", help="methods in the table, or all (default: msg,gdas,darts)"
+    )
+    plan.add_argument("--markdown", action="store_true", help="print the table of peaks alone, as Markdown")
     plan.add_argument("--out", type=Path, metavar="DIR", help="for plan.json and the chart (default: runs/plan)")
     plan.add_argument("--json", action="store_true", help="print JSON")
 
@@ -245,7 +248,8 @@ def _plan(arguments: argparse.Namespace) -> str:
 
     return plan(
         config, pins=_given(arguments)[1], gpu=arguments.gpu, budget=arguments.budget, methods=arguments.methods,
-        out=arguments.out, as_json=arguments.json, workers=workers,
+        out=arguments.out, form="json" if arguments.json else "markdown" if arguments.markdown else "text",
+        workers=workers,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from .errors import RunFolderError
 from .implementation import device_of
 from .machine import machine_named, processor
 from .plan_figure import plan_figure
-from .plan_text import as_dict, text
+from .plan_text import as_dict, markdown, text
 from .planning import SearchPlan, methods_named, plan_search
 from .rundir import PLAN
 
@@ -28,7 +28,7 @@ def plan(
     budget: str,
     methods: str,
     out: Path | None,
-    as_json: bool,
+    form: str,
     workers: int,
 ) -> str:
     """What `msgdas plan` prints; writes plan.json, plan.png and plan.svg.
@@ -40,7 +40,7 @@ def plan(
         budget: as `budget.parse` reads it.
         methods: names joined by commas, all where empty.
         out: folder for the files, runs/plan where None.
-        as_json: whether to return JSON.
+        form: text, json or markdown.
         workers: see `plan_search`.
 
     Raises:
@@ -53,7 +53,9 @@ def plan(
     machine = machine_named(gpu)
     made = plan_search(config, machine, wanted, pins=pins, methods=methods_named(methods), workers=workers)
     files = _written(made, FOLDER if out is None else out)
-    return json.dumps({**as_dict(made), "files": files}, indent=2) if as_json else text(made, files)
+    if form == "json":
+        return json.dumps({**as_dict(made), "files": files}, indent=2)
+    return markdown(made) if form == "markdown" else text(made, files)
 
 
 def plan_here(config: SearchConfig, budget: str, *, pins: Collection[str]) -> SearchPlan:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -27,7 +29,7 @@ def plan_figure(made: SearchPlan) -> Figure:
         axes.plot(_ks(union), _peaks(union, unit), color=colour, marker="o", linestyle="-")
         for row in _rows(made, policy, "msg", "subgraphs"):
             axes.plot([1.35, row.setting.k], [_peak(row, unit)] * 2, color=colour, linestyle=":")
-        for method, marker in (("darts", "s"), ("gdas", "^")):
+        for method, marker in _markers(made).items():
             found = [*_rows(made, policy, method, "union"), *_rows(made, policy, method, "subgraphs")]
             axes.plot(_ks(found), _peaks(found, unit), color=colour, marker=marker, markersize=7, linestyle="",
                       markerfacecolor="none")  # fmt: skip
@@ -58,10 +60,17 @@ def _legend(figure: Figure, made: SearchPlan) -> None:
           sorted(policies, key=lambda one: -BY_MEMORY.index(one) if one in BY_MEMORY else 1)),
         Line2D([], [], color=FAINT_INK, marker="o", label="msg, union of K paths"),
         Line2D([], [], color=FAINT_INK, linestyle=":", label="msg, K sub-graphs in turn"),
-        Line2D([], [], color=FAINT_INK, marker="s", markersize=7, linestyle="", markerfacecolor="none", label="darts"),
-        Line2D([], [], color=FAINT_INK, marker="^", markersize=7, linestyle="", markerfacecolor="none", label="gdas"),
+        *(Line2D([], [], color=FAINT_INK, marker=marker, markersize=7, linestyle="", markerfacecolor="none",
+                 label=", ".join((method, *made.alike.get(method, ()))))
+          for method, marker in _markers(made).items()),
     ]  # fmt: skip
     figure.legend(handles=handles, loc="outside right upper")
+
+
+def _markers(made: SearchPlan) -> dict[str, str]:
+    """A marker for each method of the table but msg, which has lines."""
+    methods = dict.fromkeys(row.method for row in made.rows if row.method != "msg")
+    return dict(zip(methods, itertools.cycle("s^DvP*Xhd<>")))
 
 
 def _rows(made: SearchPlan, policy: str, method: str, mode: str) -> list[Row]:

@@ -91,13 +91,18 @@ def _table(made: SearchPlan) -> Iterator[str]:
         f"{setting.dtype}, and what it is made of; predicted, not measured"
     )
     head = [SHORT[name] for name in CATEGORIES] + ["pools", "context", "peak", "max batch", "images/s"]
-    yield f"{'method':7}{'mode':11}{'K':>2} {'policy':8}" + "".join(f"{word:>10}" for word in head)
+    width = max(len(row.method) for row in made.rows) + 1
+    yield f"{'method':{width}}{'mode':11}{'K':>2} {'policy':8}" + "".join(f"{word:>10}" for word in head)
     before: tuple[Any, ...] = ()
     for row in made.rows:
         group = (row.method, row.setting.mode, row.setting.k)
         names = ("", "", "") if group == before else group
         before = group
-        yield f"{names[0]:7}{names[1]:11}{names[2]!s:>2} {row.setting.policy:8}" + _numbers(row, made)
+        yield f"{names[0]:{width}}{names[1]:11}{names[2]!s:>2} {row.setting.policy:8}" + _numbers(row, made)
+    for name, others in made.alike.items():
+        if others:
+            yield f"{name}: the same for {', '.join(others)}"
+    yield from (f"not here: {reason}" for reason in made.left_out)
     yield f"pools: segments, rounding{' and graphs' if made.target.graph else ''} of the allocator beyond the tensors"
     yield "context: what a process takes beside its tensors" + (
         ", and libraries' workspaces; assumed until measured" if made.machine.cuda else ""
@@ -133,6 +138,30 @@ def short_policy(policy: str) -> str:
     return ", ".join(group[0] if len(group) == 1 else f"{group[0]} x{len(group)}" for group in groups)
 
 
+def markdown(made: SearchPlan) -> str:
+    """The table's peaks as Markdown, a line for each method and K: all that is needed, of which tensors."""
+    policies = list(dict.fromkeys(row.setting.policy for row in made.rows))
+    lines = [
+        f"| MiB needed (of which tensors) | {' | '.join(f'`{policy}`' for policy in policies)} |",
+        "|---" * (len(policies) + 1) + "|",
+    ]
+    groups = dict.fromkeys((row.method, row.setting.mode, row.setting.k) for row in made.rows)
+    for method, mode, k in groups:
+        found = {
+            row.setting.policy: row.prediction for row in made.rows
+            if (row.method, row.setting.mode, row.setting.k) == (method, mode, k)
+        }  # fmt: skip
+        sizes = [_sizes(found[policy]) if policy in found else "" for policy in policies]
+        paths = f"{k} in turn" if mode == "subgraphs" and k > 1 else f"K={k}"
+        name = ", ".join((method, *made.alike.get(method, ())))
+        lines.append(f"| {name}, {paths} | {' | '.join(sizes)} |")
+    return "\n".join(lines)
+
+
+def _sizes(found: Prediction) -> str:
+    return f"{found.needed_bytes / MIB:,.0f} ({found.peak.bytes / MIB:,.0f})"
+
+
 def as_dict(made: SearchPlan) -> dict[str, Any]:
     """The plan for programs: sizes in bytes, times in seconds."""
     return {
@@ -147,7 +176,8 @@ def as_dict(made: SearchPlan) -> dict[str, Any]:
         "stages": [{"k": k, **_prediction(found)} for k, found in made.stages],
         "spread_bytes": list(made.spread_bytes),
         "rows": [
-            {"method": row.method, **_setting(row.setting), **_prediction(row.prediction),
+            {"method": row.method, "alike": list(made.alike.get(row.method, ())),
+             **_setting(row.setting), **_prediction(row.prediction),
              "largest_batch": row.largest_batch}
             for row in made.rows
         ],

@@ -10,7 +10,7 @@ import functools
 import multiprocessing
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -35,6 +35,14 @@ BY_MEMORY = tuple(reversed(POLICIES))
 # A larger batch than this many times the recipe's is not taken for the sake of speed alone: its learning rates are
 # for the recipe's (ours).
 MOST_GROWTH = 16
+# Settings that change neither the shapes of a step nor how many passes it has: methods that differ in these alone take
+# the same memory and time.
+SAME_STEP = (
+    "method", "noise", "relaxation", "tau_max", "tau_min", "alpha_half", "alpha_scale", "zero_one", "alpha_kl",
+    "choose", "candidates", "keep_ops",
+)  # fmt: skip
+# One sampled path, K of them, all of them: what the table shows unless it is told otherwise.
+TABLE_METHODS = ("msg", "gdas", "darts")
 # Draws from the first alpha whose memory is told beside the worst (ours).
 SPREAD_DRAWS = 12
 CLASSES = {"cifar100": 100}
@@ -74,6 +82,8 @@ class SearchPlan:
         stages: K of the schedule and what is predicted for it, in the order of the search; one without a schedule.
         spread_bytes: peaks of some draws, in rising order; empty where every sample takes the same.
         rows: the table, empty unless it was asked for.
+        alike: for methods of the table those that take what they take.
+        left_out: why methods are not in it.
     """
 
     config: SearchConfig
@@ -86,6 +96,8 @@ class SearchPlan:
     stages: tuple[tuple[int, Prediction], ...] = ()
     spread_bytes: tuple[int, ...] = ()
     rows: tuple[Row, ...] = ()
+    alike: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
     @property
     def limit_bytes(self) -> int:
@@ -242,21 +254,48 @@ def plan_search(
         ConfigError: a setting that no search can run with.
     """
     mine = Planner(config, machine, budget, pins)
-    planners = {config.method: mine}
-    for method in methods:
-        if method not in planners:
-            planners[method] = Planner(_with_method(config, method), machine, budget, pins, like=mine)
-    if workers > 1 and methods:
+    if not methods:
+        return mine.plan()
+    groups, left_out = _alike(config, methods)
+    planners = {
+        name: mine if name == config.method else Planner(other, machine, budget, pins, like=mine)
+        for name, (other, _) in groups.items()
+    }
+    if workers > 1:
         _survey_together(planners, mine, workers)
     made = mine.plan()
-    if not methods:
-        return made
-    rows = tuple(row for method in methods for row in planners[method].rows())
-    return dataclasses.replace(made, spread_bytes=mine.spread(made), rows=rows)
+    rows = tuple(row for planner in planners.values() for row in planner.rows())
+    alike = {name: others for name, (_, others) in groups.items()}
+    return dataclasses.replace(made, spread_bytes=mine.spread(made), rows=rows, alike=alike, left_out=left_out)
+
+
+def _alike(
+    config: SearchConfig, methods: Sequence[str]
+) -> tuple[dict[str, tuple[SearchConfig, tuple[str, ...]]], tuple[str, ...]]:
+    """The first method of each step with its configuration and those that share the step; why others cannot run."""
+    found: dict[str, tuple[SearchConfig, tuple[str, ...]]] = {}
+    steps: dict[str, str] = {}
+    left_out = []
+    for name in sorted(methods, key=lambda name: name != config.method):
+        try:
+            other = config if name == config.method else _with_method(config, name)
+        except ConfigError as error:
+            if len(methods) == 1:
+                raise
+            left_out.append(f"{name}: {error}")
+            continue
+        step = repr({key: value for key, value in dataclasses.asdict(other).items() if key not in SAME_STEP})
+        first = steps.setdefault(step, name)
+        found[first] = (other, ()) if first == name else (found[first][0], (*found[first][1], name))
+    order = sorted(found, key=methods.index)
+    return {name: found[name] for name in order}, tuple(left_out)
 
 
 def _survey_together(planners: Mapping[str, Planner], mine: Planner, workers: int) -> None:
-    """Let every process survey some policies of some methods; this one takes every other policy of the plan's own."""
+    """Let every process survey some policies of some methods; this one takes every other policy of the plan's own.
+
+    The first operations that a process traces cost it most, so that this one does not wait for the others' end.
+    """
     tasks = [(method, policy) for method, planner in planners.items() for policy in planner.choices().policies]
     ours = [(method, policy) for method, policy in tasks if planners[method] is mine][::2]
     fork = multiprocessing.get_context("fork")
@@ -285,12 +324,14 @@ def _with_method(config: SearchConfig, name: str) -> SearchConfig:
 
 
 def methods_named(text: str) -> tuple[str, ...]:
-    """Methods of a list as `msg,darts`.
+    """Methods of a list as `msg,darts`; `all` for every one, "" for TABLE_METHODS.
 
     Raises:
         ConfigError: for an unknown one.
     """
-    return tuple(method_named(name.strip()).name for name in text.split(",")) if text else tuple(METHODS)
+    if text == "all":
+        return tuple(METHODS)
+    return tuple(method_named(name.strip()).name for name in text.split(",")) if text else TABLE_METHODS
 
 
 def ks_of(config: SearchConfig) -> tuple[int, ...]:

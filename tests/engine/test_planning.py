@@ -15,6 +15,7 @@ from msgdas.engine.checks import POLICIES
 from msgdas.engine.environment import package_version
 from msgdas.engine.machine import Machine, machine_named
 from msgdas.engine.measured import keep
+from msgdas.engine.method import METHODS
 from msgdas.engine.planning import Planner, classes_of, ks_of, methods_named, plan_search
 from msgdas.engine.prediction import spread
 from msgdas.engine.recipes import demo
@@ -225,6 +226,28 @@ def test_every_method_has_its_rows():
     for row in made.rows:
         least = row.prediction.needed_bytes <= made.limit_bytes
         assert (row.largest_batch is not None and row.largest_batch >= row.setting.batch) == least
+
+
+def test_methods_that_take_the_same_step_share_their_rows():
+    made = plan_search(
+        demo(**SIZES, space="nasbench201"), PROCESSOR, Budget(64 * MIB), pins=("policy",), methods=methods_named("all")
+    )
+    assert made.alike["darts"] and "snas" in made.alike["darts"]
+    shown = {row.method for row in made.rows}
+    assert shown | {other for others in made.alike.values() for other in others} == set(METHODS) - {"pc-darts"}
+    (reason,) = made.left_out
+    assert reason.startswith("pc-darts: ") and "--channels 8" in reason
+    for name, others in made.alike.items():
+        mine = next(row.prediction for row in made.rows if row.method == name)
+        for other in others:
+            alone = plan_search(
+                demo(**SIZES, space="nasbench201", method=other), PROCESSOR, Budget(64 * MIB), pins=("policy",),
+                methods=(other,),
+            )  # fmt: skip
+            theirs = alone.rows[0].prediction
+            assert theirs.needed_bytes == pytest.approx(mine.needed_bytes, rel=0.005), (name, other)
+            # What draws are made of is launches: a part of so small a network's step.
+            assert theirs.step_s == pytest.approx(mine.step_s, rel=0.25), (name, other)
 
 
 def test_what_a_plan_asks_of_a_configuration():
