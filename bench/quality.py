@@ -78,8 +78,8 @@ def run(
         yield known[key]
 
 
-def table_text(table: Table, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Means by budget and method beside what needs no search, and paired tests against the first method of each."""
+def table_text(table: Table, rows: Sequence[Mapping[str, Any]], against: str = "msg") -> str:
+    """Means by budget and method beside what needs no search, and paired tests of `against` with each other method."""
     lines = [f"{'':42} {'accuracy, mean +- sd':40} {'regret':>7} {'below 91':>9} {'tau':>6} {'params':>7} {'CPU s':>7}"]
     found = yardsticks(table)
     lines += [f"{name:42} {found[name]:.2f}" for name in YARDSTICKS]
@@ -95,7 +95,7 @@ def table_text(table: Table, rows: Sequence[Mapping[str, Any]]) -> str:
         lines.append(f"\n{minutes:g} CPU minutes" if minutes else f"\n{passes} sample-passes")
         groups = {key: list(group) for key, group in groupby(sorted(of_budget, key=name), name)}
         lines += [_method_line(key, group) for key, group in groups.items()]
-        lines += _paired_lines(groups)
+        lines += _paired_lines(groups, against)
     return "\n".join(lines)
 
 
@@ -108,19 +108,19 @@ def _method_line(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _paired_lines(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
-    if "msg" not in groups:
+def _paired_lines(groups: Mapping[str, Sequence[Mapping[str, Any]]], against: str) -> Iterator[str]:
+    if against not in groups:
         return
-    ours = {row["seed"]: row["accuracy"] for row in groups["msg"]}
+    ours = {row["seed"]: row["accuracy"] for row in groups[against]}
     for name, rows in groups.items():
         both = [(ours[row["seed"]], row["accuracy"]) for row in rows if row["seed"] in ours]
-        if name == "msg" or len(both) < 2:
+        if name == against or len(both) < 2:
             continue
         test = paired(*zip(*both, strict=True))
         low, high = test.interval
         yield (
-            f"  msg - {name}: {test.difference:+.2f} (95 % {low:+.2f} to {high:+.2f}, n={test.n}, t p={test.t_p:.3f}, "
-            f"Wilcoxon p={test.wilcoxon_p:.3f})"
+            f"  {against} - {name}: {test.difference:+.2f} (95 % {low:+.2f} to {high:+.2f}, n={test.n}, "
+            f"t p={test.t_p:.3f}, Wilcoxon p={test.wilcoxon_p:.3f})"
         )
 
 
@@ -146,7 +146,7 @@ def budgets_of(arguments: argparse.Namespace) -> list[Budget]:
     return found or [Budget(minutes=2.0)]
 
 
-def report(arguments: argparse.Namespace, variants: Sequence[Variant], settings: Settings) -> int:
+def report(arguments: argparse.Namespace, variants: Sequence[Variant], settings: Settings, against: str) -> int:
     """Run or read the searches, then print them."""
     table = Table.read(arguments.table)
     if arguments.only_report:
@@ -157,7 +157,7 @@ def report(arguments: argparse.Namespace, variants: Sequence[Variant], settings:
     if arguments.json:
         print("\n".join(json.dumps(row) for row in rows))
     else:
-        print(table_text(table, rows))
+        print(table_text(table, rows, against))
     return 0
 
 
@@ -169,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     unknown = [name for name in names if name not in VARIANTS]
     if unknown:
         raise ConfigError("unknown method", got=repr(unknown[0]), allowed=", ".join(VARIANTS), next="--methods msg")
-    return report(arguments, [VARIANTS[name] for name in names], Settings())
+    return report(arguments, [VARIANTS[name] for name in names], Settings(), "msg")
 
 
 if __name__ == "__main__":

@@ -204,7 +204,7 @@ class Bench:
         else:
             probe = self._config(variant, seed, self.settings.least_epochs)
             config = self._config(variant, seed, steps_of(budget, variant, probe, self.rates(variant)))
-        result, cpu_s, whole = _searched(config, folder)
+        result, cpu_s, whole = searched(config, folder)
         found = self.table.look_up(result.genotype)
         begin = time.process_time()
         ranking = self._ranking(config, folder)
@@ -262,13 +262,13 @@ def _skips(folder: Path) -> list[int]:
     return [row["skips"]["cell"] for row in read_metrics(folder / "metrics.jsonl") if row.get("kind") == "epoch"]
 
 
-def _searched(config: SearchConfig, folder: Path) -> tuple[SearchResult, float, bool]:
+def searched(config: SearchConfig, folder: Path) -> tuple[SearchResult, float, bool]:
     """The finished search, its CPU seconds, and whether they are all that it took (not after a crash)."""
     path, before_s, whole = folder / CPU_FILE, 0.0, True
     resumed = (folder / "config.json").exists()
     if resumed:
         kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"cpu_s": 0.0, "whole": False}
-        before_s, whole = kept["cpu_s"], kept["whole"]
+        before_s, whole = float(kept["cpu_s"]), bool(kept["whole"])
         path.unlink(missing_ok=True)
     begin = time.process_time()
     try:

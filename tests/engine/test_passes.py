@@ -11,8 +11,8 @@ from msgdas.engine.config import SearchConfig
 from msgdas.engine.errors import ConfigError
 from msgdas.engine.operation import network_clock
 from msgdas.engine.passes import Feed
+from msgdas.engine.paths import Sample
 from msgdas.engine.rung import Rung
-from msgdas.engine.sampler import Sample
 from msgdas.engine.steps import Learner, Moment
 from msgdas.engine.supernet import SuperNet
 from msgdas.kernels.reference import gumbel_topk
