@@ -12,7 +12,7 @@ from typing import Any
 
 from ..engine.errors import ConfigError
 from .quality import FAST_ALPHA, parser, report
-from .searches import Settings, Variant
+from .searches import Variant
 
 BASE: Mapping[str, Any] = {
     "method": "msg", "k": 2, "mode": "subgraphs", "assign": "rank", "relaxation": "masked", "gate": "sampled",
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made = parser("ablations", __doc__)
     made.add_argument("--axes", default=",".join(AXES), metavar="A,B", help=f"of {', '.join(AXES)}")
     arguments = made.parse_args(argv)
-    return report(arguments, variants_of(arguments.axes.split(",")), Settings(), "base")
+    return report(arguments, variants_of(arguments.axes.split(",")), "base")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ..engine.errors import DataError
 from ..engine.genotype import Genotype, from_arch
-from ..engine.space import NASBENCH201
+from ..engine.space import NASBENCH201, SKIP
 from .statistics import kendall_tau
 
 COLUMNS = ("index", "arch", "c10_test_200", "c10_val_12", "c10_test_12", "params_c10")
@@ -159,6 +159,7 @@ def genotype_of(cell: Cell) -> Genotype:
 
 def yardsticks(table: Table) -> dict[str, float]:
     """What a search has to be held against, by name; accuracies in percent."""
+    with_skips = table.accuracies_of((*CONVOLUTIONS, SKIP))
     return {
         "best cell": float(table.test_200.max()),
         "best 1 % begin at": table.top_threshold(),
@@ -167,6 +168,8 @@ def yardsticks(table: Table) -> dict[str, float]:
         **{f"expected best of {m} random cells": table.expected_best(m) for m in (5, 10, 25, 50, 100, 300, 500)},
         "every edge 3x3": table.look_up(genotype_of(("nor_conv_3x3",) * 6)).accuracy,
         "1x1 or 3x3 by a coin on each edge": float(table.accuracies_of(CONVOLUTIONS).mean()),
+        "1x1, 3x3 or skip by lot on each edge": float(with_skips.mean()),
+        "1x1, 3x3 or skip by lot, sd": float(with_skips.std()),
         "most parameters": float(table.test_200[int(table.params.argmax())]),
         TAU_OF_PARAMETERS: kendall_tau(table.params, table.test_200),
     }

@@ -47,17 +47,21 @@ class Settings:
     """What all searches of a comparison share. Frozen before the seeds of an evaluation are drawn.
 
     Attributes:
-        channels, layers, image, batch: the super-net and its input; nine cells at C=8 on 8 x 8 pixels.
+        space: nasbench201, or nasbench201-conv-skip with three operations per edge.
+        channels, layers, image, batch: the super-net and its input: nine cells at C=8 on 8 x 8 pixels. With three
+            cells, uniformly sampled sub-graphs hardly differ in loss; with nine, what a skip-connect from a cell's
+            input to its output is worth shows within a minute (ours, on development seeds).
         least_epochs: schedules need that many; the halves are cut to what the budget passes so often.
         eval_images: of the alpha half, on which an epoch and the super-net's ranking are judged.
         ranked_cells: random cells for Kendall's tau of the super-net.
         overrides: further keys of every search.
     """
 
+    space: str = "nasbench201"
     channels: int = 8
     layers: int = 9
     image: int = 8
-    batch: int = 32
+    batch: int = 64
     least_epochs: int = 12
     eval_images: int = 1000
     ranked_cells: int = 60
@@ -109,10 +113,10 @@ def config_of(
     epochs = max(settings.least_epochs, -(-images // images_per_half))
     limit = max(1, images // epochs // settings.batch) * settings.batch
     base = {
-        "recipe": f"bench-{variant.name}", "space": "nasbench201", "data": data, "channels": settings.channels,
-        "layers": settings.layers, "image": settings.image, "batch": settings.batch, "limit": limit, "epochs": epochs,
-        "warmup": round(variant.warmup_share * epochs), "eval_images": min(settings.eval_images, limit),
-        "seed": seed, "device": "cpu", "threads": 1, "keep": 1, **settings.overrides,
+        "recipe": f"bench-{variant.name}", "space": settings.space, "data": data, "channels": settings.channels,
+        "layers": settings.layers, "image": settings.image, "batch": settings.batch, "limit": limit,
+        "epochs": epochs, "warmup": round(variant.warmup_share * epochs), "seed": seed, "device": "cpu", "threads": 1,
+        "eval_images": min(settings.eval_images, limit), "keep": 1, **settings.overrides,
     }  # fmt: skip
     return build(base, variant.overrides)
 
@@ -198,7 +202,7 @@ class Bench:
         Raises:
             InterruptedSearchError: after SIGTERM or Ctrl-C; the same call goes on later.
         """
-        folder = self.runs / f"{variant.name}-{budget.label}-seed{seed}"
+        folder = self.runs / self.settings.space / f"{variant.name}-{budget.label}-seed{seed}"
         if (folder / "config.json").exists():
             config = RunFolder.open(folder).config
         else:

@@ -34,7 +34,7 @@ class SearchConfig:
 
     recipe: str = key("custom", "name of the recipe this started from", flag=False)
 
-    space: str = key("darts", "search space: darts, nasbench201, or s1, s2, s3 of RobustDARTS")
+    space: str = key("darts", "search space: darts, nasbench201, nasbench201-conv-skip, or s1, s2, s3 of RobustDARTS")
     stem: Literal["cifar", "imagenet"] = key("cifar", "cifar keeps the image's side, imagenet divides it by 8")
     channels: int = key(16, "channels C of a node in the first cell (DARTS: 16)")
     layers: int = key(8, "number of searched cells (DARTS: 8)")

@@ -16,8 +16,8 @@ from msgdas.bench.searches import Bench, Budget, Rates, Settings, config_of, net
 from msgdas.engine.errors import ConfigError, InterruptedSearchError
 
 TINY = Settings(
-    channels=2, layers=3, image=4, batch=8, least_epochs=2, eval_images=16, ranked_cells=6,
-    overrides={"lr": 0.1, "augment": False},
+    space="nasbench201-conv-skip", channels=2, layers=3, image=4, batch=8, least_epochs=2, eval_images=16,
+    ranked_cells=6, overrides={"lr": 0.1, "augment": False},
 )  # fmt: skip
 TINY_BUDGET = Budget(passes=8 * 4 * 2 * 6)
 MSG = VARIANTS["msg"]
@@ -68,8 +68,8 @@ def test_minutes_buy_steps_by_what_a_step_costs():
 def test_many_images_are_seen_in_more_epochs_few_in_no_less_than_the_schedules_need():
     few = config_of(Settings(), MSG, 0, "cifar10", 120, images_per_half=25_000)
     many = config_of(Settings(), MSG, 0, "cifar10", 100_000, images_per_half=25_000)
-    assert (few.epochs, few.limit, few.warmup) == (12, 320, 4)
-    assert many.epochs == 128 and many.limit == 24_992
+    assert (few.epochs, few.limit, few.warmup) == (12, 640, 4)
+    assert many.epochs == 256 and many.limit == 24_960
 
 
 def test_a_search_is_a_row_once_and_the_same_row_again(bench, tmp_path):
@@ -79,7 +79,8 @@ def test_a_search_is_a_row_once_and_the_same_row_again(bench, tmp_path):
     assert row["sample_passes"] == pytest.approx(TINY_BUDGET.passes, rel=0.4)
     assert row["cpu_s_is_whole"] and row["cpu_s"] > 0 and -1 <= row["tau"] <= 1
     assert len(row["skips"]) == row["config"]["epochs"] and row["config"]["seed"] == 1
-    assert "none" not in row["arch"]
+    assert row["settings"]["space"] == "nasbench201-conv-skip"
+    assert "none" not in row["arch"] and "avg_pool" not in row["arch"]
     written = out.read_text()
     (again,) = run(bench, [MSG], [1], [TINY_BUDGET], out)
     assert out.read_text() == written and again == json.loads(written)
@@ -88,7 +89,7 @@ def test_a_search_is_a_row_once_and_the_same_row_again(bench, tmp_path):
 def test_a_stopped_search_goes_on_and_finds_the_same(bench, tmp_path):
     whole = bench.row(MSG, 2, TINY_BUDGET)
     bench.runs = tmp_path / "stopped"
-    metrics = bench.runs / f"msg-{TINY_BUDGET.label}-seed2" / "metrics.jsonl"
+    metrics = bench.runs / TINY.space / f"msg-{TINY_BUDGET.label}-seed2" / "metrics.jsonl"
 
     def stop() -> None:
         while not (metrics.exists() and b'"kind": "step"' in metrics.read_bytes()):
