@@ -26,6 +26,7 @@ bench: $(VENV)/.installed
 	$(VENV)/bin/python -m msgdas.bench memory --imagenet
 	$(VENV)/bin/python -m msgdas.bench speed
 	$(VENV)/bin/python -m msgdas.bench kernels
+	$(VENV)/bin/python -m msgdas.bench recording
 
 # On a machine with a GPU: every gate on compiled kernels, then timings, into bench/results. Exit code 8 without one.
 gpu: $(VENV)/.installed-test

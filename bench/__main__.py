@@ -14,6 +14,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "memory": ("memory", "peak memory of a search step per image, every method and policy; under two minutes"),
     "speed": ("speed", "time of a search step, all variants in turn in one process; some minutes"),
     "kernels": ("kernels", "time of the C++ kernels; traffic and predictions of the Triton kernels; two minutes"),
+    "recording": ("recording", "what the memory timeline costs the step that it is taken of; half a minute"),
 }
 
 
