@@ -21,7 +21,8 @@ import torch
 from ..engine.recording import SEARCH_RATE_HZ, Recording
 from ..profiles.sampler import RATE_HZ
 from . import command
-from .results import Gate, append, provenance, row
+from .gate import Gate
+from .results import append, provenance, row
 from .step import Step, build_step
 
 TASKS = Path("/proc/self/task")
@@ -126,7 +127,7 @@ def main(argv: Sequence[str]) -> int:
     )
     costs = [cost(name, step, arguments.pairs, rate_hz=rate, live=live) for name, rate, live in kinds]
     facts = provenance(command.again("recording", argv), threads=arguments.threads)
-    gate = Gate(True, "a timeline is compared with a step of its own, not with another implementation")
+    gate = Gate(True, {}, "a timeline is compared with a step of its own, not with another implementation")
     rows = [
         row("recording", one.name, asdict(step.config), {"ratio": [one.ratio], "plain_ms": [one.plain_ms]}, gate, facts)
         for one in costs
