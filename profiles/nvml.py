@@ -15,6 +15,8 @@ from .errors import ProfileError
 from .visible import Candidate, visible
 
 WITHOUT_GPU = "plan for a named one (--gpu rtx-4090) or a size (--budget 24GiB)"
+# The first branch of the driver that shows CUDA more than one MIG instance (MIG User Guide, "CUDA Device Enumeration").
+SEVERAL_INSTANCES_DRIVER = 570
 # What the codes of nvml.h mean for a user, and the way out.
 FAULTS = {
     4: ("no permission to ask the driver", "run as a user of the GPU's group, or start the container with its GPUs"),
@@ -120,6 +122,7 @@ def visible_gpus(cuda_visible_devices: str | None, *, pci_order: bool) -> Gpus:
             for gpu in found.devices
         ],
         pci_order=pci_order,
+        one_instance=_is_older(found.devices[0].driver, SEVERAL_INSTANCES_DRIVER),
     )
     by_uuid = {gpu.uuid: gpu for gpu in _flat(found.devices)}
     devices = tuple(gpu for gpu in (by_uuid[uuid] for uuid in left.uuids) if not gpu.partitioned)
@@ -212,6 +215,11 @@ def _session() -> Iterator[tuple[Any, str]]:
         raise _UnavailableError(*_explain(error)) from None
     finally:
         pynvml.nvmlShutdown()
+
+
+def _is_older(driver: str, branch: int) -> bool:
+    major = driver.partition(".")[0]
+    return major.isdecimal() and int(major) < branch
 
 
 def _explain(error: Any) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """Which GPUs CUDA_VISIBLE_DEVICES leaves to this process, as UUIDs; NVML itself does not heed it.
 
-Rules: NVIDIA's CUDA C++ Programming Guide, "CUDA Environment Variables", and torch.cuda's own reading of the variable.
+Rules: NVIDIA's CUDA C++ Programming Guide, "CUDA Environment Variables"; its MIG User Guide, "CUDA Device Enumeration";
+and torch.cuda's own reading of the variable.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Visible:
     notes: tuple[str, ...] = ()
 
 
-def visible(value: str | None, candidates: Sequence[Candidate], *, pci_order: bool) -> Visible:
+def visible(value: str | None, candidates: Sequence[Candidate], *, pci_order: bool, one_instance: bool) -> Visible:
     """Resolve CUDA_VISIBLE_DEVICES.
 
     Args:
@@ -53,11 +54,19 @@ def visible(value: str | None, candidates: Sequence[Candidate], *, pci_order: bo
         candidates: all GPUs, in NVML's order, which is that of PCI addresses.
         pci_order: whether CUDA_DEVICE_ORDER is PCI_BUS_ID. Without it CUDA sorts by a speed that NVML does not tell,
             so that with GPUs of different names an index names none for sure.
+        one_instance: whether the driver is older than R570, which shows CUDA one MIG instance at most, and no other
+            GPU beside it.
     """
+    return _enumerated(_named(value, candidates, pci_order), candidates, one_instance)
+
+
+def _named(value: str | None, candidates: Sequence[Candidate], pci_order: bool) -> Visible:
+    """All that the variable names."""
     mixed = not pci_order and len({candidate.name for candidate in candidates}) > 1
     if value is None:
         note = ("the GPUs differ: CUDA may order them otherwise; set CUDA_DEVICE_ORDER=PCI_BUS_ID",) if mixed else ()
-        return Visible(tuple(candidate.first for candidate in candidates), note)
+        parts = [[uuid for uuid, _ in candidate.instances] or [candidate.uuid] for candidate in candidates]
+        return Visible(tuple(uuid for part in parts for uuid in part), note)
     if value.startswith(UUID_PREFIXES):
         prefix = value[:4]
         return _take(value, lambda text: _by_uuid(text, prefix, candidates))
@@ -66,6 +75,22 @@ def visible(value: str | None, candidates: Sequence[Candidate], *, pci_order: bo
             (), (f"CUDA_VISIBLE_DEVICES={value} counts in CUDA's order, unknown here for GPUs that differ; name UUIDs",)
         )
     return _take(value, lambda text: _by_index(text, candidates))
+
+
+def _enumerated(named: Visible, candidates: Sequence[Candidate], one_instance: bool) -> Visible:
+    """What CUDA lists of what is named: of a GPU instance its first compute instance."""
+    gpu_instances = {uuid: older.rpartition("/")[0] for candidate in candidates for uuid, older in candidate.instances}
+    first: dict[str, str] = {}
+    for uuid in named.uuids:
+        first.setdefault(gpu_instances.get(uuid, uuid), uuid)
+    kept = tuple(first.values())
+    if one_instance:
+        kept = next(((uuid,) for uuid in kept if uuid in gpu_instances), kept)
+    if len(kept) == len(named.uuids):
+        return named
+    what = "one MIG instance and no GPU beside it" if one_instance else "one compute instance of a GPU instance"
+    left_out = ", ".join(uuid for uuid in named.uuids if uuid not in kept)
+    return Visible(kept, (*named.notes, f"CUDA lists {what}: without {left_out}"))
 
 
 def _take(value: str, find: Callable[[str], str | None]) -> Visible:

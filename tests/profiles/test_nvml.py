@@ -88,6 +88,10 @@ def test_mig_instances_stand_for_their_gpu(in_child):
     assert (part["uuid"], part["memory_bytes"], part["arch"]) == ("MIG-2222", 20 * GIB_BYTES, "sm_80")
     (taken,) = in_child(VISIBLE, MIG, "0", "fastest")["devices"]
     assert (taken["uuid"], taken["used_bytes"]) == ("MIG-1111", GIB_BYTES)
+    named = "MIG-2222,MIG-1111"
+    for driver, uuids in (("570.86.10", ["MIG-2222", "MIG-1111"]), ("535.104.05", ["MIG-2222"])):
+        found = in_child(VISIBLE, f"driver {driver}\n{MIG}", named, "fastest")
+        assert [part["uuid"] for part in found["devices"]] == uuids
 
 
 def test_mig_without_instances(in_child):
