@@ -109,6 +109,9 @@ class GpuMemory final : public Source {
   int (*shutdown_)() = nullptr;
 };
 
+// Neither the sampling thread nor a reader ever takes a lock for these.
+static_assert(std::atomic<std::uint64_t>::is_always_lock_free);
+
 // Sample number i lies in slot i % capacity while `version` is 2 * i + 2; it is odd during a write.
 struct Slot {
   std::atomic<std::uint64_t> version{0}, time_ns{0}, bytes{0};

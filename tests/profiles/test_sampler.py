@@ -32,6 +32,21 @@ line = sampler.timeline
 seen = len(set(line.bytes) - {0})
 print(json.dumps([seen / 80, line.rate_hz, line.largest_gap_ms, line.thread, line.source, line.peak_bytes]))
 """
+# A ring of one, written as fast as the thread can, and a reader that asks all the time.
+CONTENDED = """
+import time
+from pathlib import Path
+from msgdas.profiles.sampler import MemorySampler
+wrong = counted = lost = last = 0
+with MemorySampler(library=Path(sys.argv[1]), capacity=1, rate_hz=1e6) as sampler:
+    begin = end = time.monotonic_ns()
+    while end - begin < 500_000_000:
+        part = sampler.read()
+        wrong += any(at_ns <= last for at_ns in part.times_ns)
+        counted, lost, last = counted + len(part.times_ns), lost + part.lost, max([last, *part.times_ns])
+        end = time.monotonic_ns()
+print(json.dumps([wrong, counted, lost, 1e9 * (counted + lost) / (end - begin)]))
+"""
 SAMPLE = """
 import time
 from pathlib import Path
@@ -124,6 +139,11 @@ def test_reading_while_it_samples_loses_nothing_and_repeats_nothing(library):
     times_ns = [at_ns for part in parts for at_ns in part.times_ns]
     assert len(times_ns) > 20 and all(before < after for before, after in pairwise(times_ns))
     assert sum(part.lost for part in parts) == 0
+
+
+def test_a_reader_that_asks_all_the_time_does_not_hold_the_native_thread_up(in_child, native_sampler):
+    wrong, counted, lost, rate_hz = in_child(CONTENDED, None, str(native_sampler))
+    assert wrong == 0 and counted > 100 and lost >= 0 and rate_hz >= 1000
 
 
 @pytest.mark.parametrize(
