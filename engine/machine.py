@@ -102,7 +102,8 @@ def processor(*notes: str) -> Machine:
 
 
 def _of_table(gpu: TableGpu) -> Machine:
-    notes = (f"{gpu.key}: {gpu.source}; all of its memory taken to be free",)
+    checked = f"checked against {', '.join(gpu.checked)}"
+    notes = (f"{gpu.key}: {gpu.source}, {checked}; all of its memory taken to be free",)
     return Machine(
         gpu.name, True, gpu.memory_bytes, gpu.memory_bytes, gpu.bandwidth_bytes_per_s, _flops(gpu),
         int(gpu.arch.removeprefix("sm_")), CONTEXT_BYTES, WORKSPACE_BYTES, notes=notes,

@@ -8,9 +8,8 @@ Not simulated: a cudaMalloc that fails below the cap, for device memory that is 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from .errors import BudgetError
 
@@ -20,17 +19,6 @@ SMALL_SEGMENT_BYTES = 2 << 20
 LARGE_SEGMENT_BYTES = 20 << 20
 MIN_LARGE_ALLOC_BYTES = 10 << 20
 ROUND_LARGE_BYTES = 2 << 20
-
-
-class Event(NamedTuple):
-    """A birth of `size_bytes`, or the end of the block of the same key where `size_bytes` is None.
-
-    `pool` is that of a captured CUDA graph, whose blocks serve no one else; empty for the common one.
-    """
-
-    key: Hashable
-    size_bytes: int | None
-    pool: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,18 +194,3 @@ def segment_size(rounded_bytes: int) -> int:
     if rounded_bytes < MIN_LARGE_ALLOC_BYTES:
         return LARGE_SEGMENT_BYTES
     return -(-rounded_bytes // ROUND_LARGE_BYTES) * ROUND_LARGE_BYTES
-
-
-def replay(events: Iterable[Event], *, cap_bytes: int | None = None) -> Peaks:
-    """The peaks of a sequence of events.
-
-    Raises:
-        BudgetError: it does not fit under the cap.
-    """
-    allocator = CachingAllocator(cap_bytes)
-    for key, size_bytes, pool in events:
-        if size_bytes is None:
-            allocator.free(key)
-        else:
-            allocator.allocate(key, size_bytes, pool)
-    return allocator.peaks

@@ -222,8 +222,13 @@ def _is_older(driver: str, branch: int) -> bool:
     return major.isdecimal() and int(major) < branch
 
 
+def explained(code: int, text: str) -> tuple[str, str]:
+    """(what a code of NVML means for a user, the way out); the text stands for a code that is not known here."""
+    return FAULTS.get(code, (f"{text} (code {code})", WITHOUT_GPU))
+
+
 def _explain(error: Any) -> tuple[str, str]:
-    return FAULTS.get(error.value, (f"{error} (code {error.value})", WITHOUT_GPU))
+    return explained(error.value, str(error))
 
 
 def _all(nvml: Any, driver: str) -> Gpus:

@@ -8,6 +8,7 @@ every peak, so that a reader knows which spikes could have been missed.
 from __future__ import annotations
 
 import ctypes
+import re
 import threading
 import time
 from array import array
@@ -24,7 +25,7 @@ from typing import Protocol
 
 from .device import process_rss_bytes
 from .errors import ProfileError
-from .nvml import UsedMemory
+from .nvml import UsedMemory, explained
 
 LIBRARY_VERSION = 1
 # 2 kHz sees 2 ms spikes with room for a late sample; 2^18 samples are two minutes of it, in 6 MiB.
@@ -208,7 +209,10 @@ class _NativeThread:
         error = ctypes.create_string_buffer(200)
         self._handle = self._library.msgdas_sampler_open(*self._arguments, error, len(error))
         if not self._handle:
-            raise ProfileError(f"memory cannot be sampled: {error.value.decode()}", next="msgdas doctor")
+            text = error.value.decode()
+            code = re.search(r"(\S+) failed with NVML code (\d+)", text)
+            what, remedy = explained(int(code[2]), code[1]) if code else (text, "msgdas doctor")
+            raise ProfileError(f"memory cannot be sampled: {what}", next=remedy)
         if self._library.msgdas_sampler_start(self._handle):
             self.close()
             raise ProfileError("memory cannot be sampled: the system gives no more threads")
