@@ -32,7 +32,8 @@ def check_schedule(config: SearchConfig) -> None:
 
 
 def _check_kept(config: SearchConfig) -> None:
-    kept, candidates = config.kept_stages, space_named(config.space).num_operations - (not config.with_none)
+    kept = config.kept_stages
+    candidates = space_named(config.space).candidates_per_edge(with_none=config.with_none)
     falling = all(after < before for before, after in zip((candidates, *kept), kept, strict=False))
     if not falling or len(kept) >= config.epochs:
         raise ConfigError(

@@ -52,7 +52,7 @@ def derived(sampler: Sampler) -> Genotype:
 
 
 def random_cells(space: SearchSpace, seed: int, count: int) -> list[Genotype]:
-    """Cells drawn uniformly: two different inputs for each node and an operation for each, `none` among them.
+    """Cells drawn uniformly: two different inputs for each node and a candidate for each, `none` where it is one.
 
     NAS-Bench-201 has all edges, so that only the operations are drawn. Source: `sample_arch` of
     liamcli/randomNAS_release (Li and Talwalkar 2019).
@@ -64,11 +64,14 @@ def random_cells(space: SearchSpace, seed: int, count: int) -> list[Genotype]:
         for spec in space.cells:
             pairs: list[tuple[str, int]] = []
             for node in range(spec.inputs, spec.num_states):
-                sources = [edge.source for edge in spec.edges if edge.target == node]
-                kept = chance.sample(sources, 2) if space.rule == "top2" else sources
-                pairs += [(chance.choice(space.operations), source) for source in kept]
+                rows = [row for row, edge in enumerate(spec.edges) if edge.target == node]
+                kept = chance.sample(rows, 2) if space.rule == "top2" else rows
+                for row in kept:
+                    excluded = space.excluded(spec.kind)[row]
+                    names = [name for column, name in enumerate(space.operations) if column not in excluded]
+                    pairs.append((chance.choice(names), spec.edges[row].source))
             cells.append((spec.kind, CellGenotype(tuple(pairs), spec.concat)))
-        found.append(Genotype(space.name, tuple(cells)))
+        found.append(Genotype(space.family, tuple(cells)))
     return found
 
 

@@ -16,7 +16,7 @@ class Method:
     Attributes:
         name: as `--method` takes it.
         fixed: configuration keys that the method sets; `k` may be `"all"`, the number of candidates, and any value a
-            mapping from the space's name.
+            mapping from the space's family.
         source: where the method is published.
     """
 
@@ -26,9 +26,11 @@ class Method:
 
     def settings(self, space: SearchSpace, with_none: bool = True) -> dict[str, object]:
         """The keys that the method sets in a space; `with_none` says whether `none` is a candidate elsewhere."""
-        found = {name: value[space.name] if isinstance(value, Mapping) else value for name, value in self.fixed.items()}
+        found = {
+            name: value[space.family] if isinstance(value, Mapping) else value for name, value in self.fixed.items()
+        }
         if found.get("k") == "all":
-            found["k"] = space.num_operations - (not found.get("with_none", with_none))
+            found["k"] = space.candidates_per_edge(with_none=bool(found.get("with_none", with_none)))
         return found
 
 

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 import torch
 import torch.nn.functional as F
 from msgdas.engine.operation import Drop
+from msgdas.engine.paths import Sample
 from msgdas.engine.recipes import demo
 from msgdas.engine.sampler import Sampler
 from msgdas.engine.space import space_named
@@ -24,6 +25,18 @@ def sampler_of(space: str = "darts", *, dtype: torch.dtype = torch.float64, **ov
         for alpha in sampler.alpha.values():
             alpha.mul_(1000)
     return sampler
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    """Normal numbers in fp64."""
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def pulled_back(sampler: Sampler, sample: Sample, v_EO: Tensor) -> Tensor:
+    """Gradient in alpha where v is that of the first network's gates."""
+    gates_EO = sample.networks[0]["normal"].gates_EO
+    (grad,) = torch.autograd.grad((gates_EO * v_EO).sum(), sampler.alpha["normal"], retain_graph=True)
+    return grad
 
 
 def gradients(
