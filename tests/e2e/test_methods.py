@@ -6,10 +6,12 @@ import shutil
 
 import pytest
 from msgdas.engine import checkpoint
+from msgdas.engine.config import from_json
 from msgdas.engine.method import METHODS
 from msgdas.engine.recipes import demo
 from msgdas.engine.rundir import read_metrics
 from msgdas.engine.searcher import resume, search
+from msgdas.engine.steps import Learner
 
 from .test_search import flat, without_times
 
@@ -27,14 +29,8 @@ SHORTER: dict[str, dict[str, object]] = {
 
 
 def state(run) -> dict[str, object]:
-    config = run_config(run)
+    config = from_json((run / "config.json").read_text())
     return dict(flat(checkpoint.load(run, config).state["learner"]))
-
-
-def run_config(run):
-    from msgdas.engine.config import from_json
-
-    return from_json((run / "config.json").read_text())
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
@@ -56,3 +52,28 @@ def test_a_search_and_its_resume(method, tmp_path):
         assert value.equal(theirs[name]) if hasattr(value, "equal") else value == theirs[name], name
     trained = [row["alpha_loss"] is not None for row in read_metrics(whole / "metrics.jsonl") if row["kind"] == "step"]
     assert any(trained) == (method != "random")
+
+
+@pytest.mark.parametrize(
+    ("method", "same", "ahead"), [("snas", True, False), ("darts", False, False), ("darts2", False, True)]
+)
+def test_which_images_alpha_learns_from(method, same, ahead, tmp_path, monkeypatch):
+    """Of the first step with both: the W step's own batch, or others; and whether it looks ahead to the W step's."""
+    seen: dict[str, list] = {"alpha": [], "train": [], "weight": []}
+    alpha_step, weight_step = Learner.alpha_step, Learner.weight_step
+
+    def on_alpha(self, images, labels, moment, train=None):
+        seen["alpha"].append(images)
+        seen["train"].append(train)
+        return alpha_step(self, images, labels, moment, train)
+
+    def on_weights(self, images, labels, moment):
+        seen["weight"].append(images)
+        return weight_step(self, images, labels, moment)
+
+    monkeypatch.setattr(Learner, "alpha_step", on_alpha)
+    monkeypatch.setattr(Learner, "weight_step", on_weights)
+    search(demo(method=method, **{**TINY, "epochs": 1, "warmup": 0}), out=tmp_path / "run")
+    assert all(one.equal(other) == same for one, other in zip(seen["alpha"], seen["weight"], strict=True))
+    assert all((train is not None) == ahead for train in seen["train"])
+    assert all(train[0].equal(images) for train, images in zip(seen["train"], seen["weight"], strict=True) if train)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from msgdas.bench import build_step
 from msgdas.engine import schedule, unrolled
 from msgdas.engine.derive import derive
 from msgdas.engine.errors import ConfigError
@@ -261,3 +262,24 @@ def test_darts2_is_the_second_order_gradient(monkeypatch):
 def test_the_second_order_needs_draws_that_stay():
     with pytest.raises(ConfigError, match="do not change"):
         demo(order=2)
+
+
+@pytest.mark.parametrize(("method", "mib"), [("darts", 119.70), ("pc-darts", 38.04)])
+def test_the_plain_path_keeps_what_the_authors_networks_keep(method, mib):
+    """MiB per image that autograd keeps at C=16, 8 cells, 32x32, parameters left out: counted on the authors' code."""
+
+    def kept_bytes(batch: int) -> int:
+        step = build_step(method=method, policy="autograd", layout="nchw", batch=batch)
+        own = {p.untyped_storage().data_ptr() for p in (*step.net.parameters(), *step.sampler.parameters())}
+        kept: dict[int, int] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = step.forward()
+        assert loss.requires_grad
+        return sum(size for place, size in kept.items() if place not in own)
+
+    assert (kept_bytes(3) - kept_bytes(2)) / (1 << 20) == pytest.approx(mib, rel=0.005)
