@@ -93,6 +93,16 @@ def table_line(one: Row) -> str:
     )
 
 
+def table(found: Sequence[Row]) -> str:
+    """What people read of rows, each kind under its head."""
+    lines = []
+    for number, one in enumerate(found):
+        if not number or found[number - 1]["kind"] != one["kind"]:
+            lines.append(HEADS[one["kind"]])
+        lines.append(table_line(one))
+    return "\n".join(lines).lstrip("\n")
+
+
 HEADS = {
     "kernels": f"{'C++ kernel':52} {'C':>4} {'PyTorch ms':>10} {'C++ ms':>8} {'faster':>8}",
     "traffic": f"\n{'Triton kernel, interpreter':26} {'cell':22} {'bytes moved':>12} {'least':>12} {'ratio':>7}",

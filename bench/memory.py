@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from .variants import BASE, Variant, of_methods, sampled, size_of, sweep, title
 
 MIB = 1 << 20
 # Peaks under plain autograd are straight lines from batch 2 on; those of recomputing policies move until batch 8.
-BATCHES, PLAIN_BATCHES = (8, 16), (2, 4)
+BATCHES, PLAIN_BATCHES = (8, 16), (2, 3)
 WARM_IMAGES = 2
 
 
@@ -124,9 +124,18 @@ def rows(
         yield row("memory", line.name, {**options, "batches": list(used)}, figures, gates[line.key], facts)
 
 
-def table_head() -> str:
+def table(found: Sequence[Row], size: Mapping[str, Any]) -> str:
+    """What people read of rows of one size."""
+    bases = [one["figures"]["peak_per_image_bytes"]["median"] for one in found if one["name"] == BASE]
+    lines = [table_line(one, bases[0] if bases else None) for one in found]
+    return "\n".join([table_title(size), *lines])
+
+
+def table_title(size: Mapping[str, Any]) -> str:
+    """The lines above the rows."""
     columns = "".join(f" {name:>8}" for name in ("kept", "peak", "least", "most", "fixed"))
-    return f"{'step (alpha and weights)':40}{columns} {'times less':>10}"
+    head = f"{'step (alpha and weights)':40}{columns} {'times less':>10}"
+    return f"{title(size)}; MiB per image, fixed in MiB\n{head}"
 
 
 def table_line(one: Row, base: float | None) -> str:
@@ -144,7 +153,7 @@ def main(argv: Sequence[str]) -> int:
     command.add_methods(made, "all")
     made.add_argument("--imagenet", action="store_true", help="224 px, C=48, 1000 classes instead of 32 px, C=16, 10")
     made.add_argument("--batches", type=int, nargs=2, metavar=("LOW", "HIGH"),
-                      help="default: 8 16, and 2 4 under plain autograd")  # fmt: skip
+                      help="default: 8 16, and 2 3 under plain autograd")  # fmt: skip
     made.add_argument("--draws", type=int, default=3, help="draws of a method that samples (default: 3)")
     made.add_argument("--only", default="", metavar="TEXT", help="lines whose name holds this text")
     arguments = made.parse_args(argv)
@@ -158,7 +167,7 @@ def main(argv: Sequence[str]) -> int:
     lines = [one for one in variants(methods, arguments.space) if arguments.only in one.name]
     found, base = [], None
     if not arguments.json:
-        print(f"{title(size)}; MiB per image, fixed in MiB\n{table_head()}", flush=True)
+        print(table_title(size), flush=True)
     for one in rows(lines, size, batches, arguments.draws, command.again("memory", argv)):
         if one["name"] == BASE:
             base = one["figures"]["peak_per_image_bytes"]["median"]

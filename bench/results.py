@@ -1,7 +1,8 @@
 """Results of benchmarks: JSON Lines that are only ever appended to, each row with what it was measured on.
 
-A row is an object with `kind`, `name`, `config`, `figures`, `gate` and `provenance`. A figure that was taken n times
-is a summary (see `summary`) that holds its n values, so that a reader can check it. The unit ends its name.
+A row of a measurement is an object with `kind`, `name`, `config`, `figures`, `gate` and `provenance`. A figure that
+was taken n times is a summary (see `summary`) that holds its n values, so that a reader can check it. The unit ends its
+name.
 """
 
 from __future__ import annotations
@@ -29,6 +30,12 @@ PACKAGES = ("msgdas", "torch", "triton", "numpy")
 REQUIRED: Mapping[str, type] = {
     "kind": str, "name": str, "config": dict, "figures": dict, "gate": dict, "provenance": dict,
 }  # fmt: skip
+# Rows of searches stand for themselves: one search each, with these fields and no summary.
+SEARCHES: Mapping[str, tuple[str, ...]] = {
+    "quality": ("method", "seed", "accuracy", "cpu_s", "sample_passes", "environment"),
+    "collapse": ("space", "dbi", "seed", "skips", "environment"),
+    "yardsticks": ("values",),
+}
 DIGITS = 7
 
 Row = dict[str, Any]
@@ -153,6 +160,12 @@ def _checked(path: Path, number: int, line: str) -> Row:
         found = json.loads(line)
     except json.JSONDecodeError as error:
         raise DataError(f"{where} is not JSON", got=str(error), next="delete that line") from None
+    if isinstance(found, dict) and found.get("kind") in SEARCHES:
+        fields = SEARCHES[found["kind"]]
+        if not set(fields) <= set(found):
+            raise DataError(f"{where} is no result", got=f"fields {', '.join(found)}", allowed=", ".join(fields),
+                            next="delete that line")  # fmt: skip
+        return found
     missing = [
         name for name, kind in REQUIRED.items() if not isinstance(found, dict) or not isinstance(found.get(name), kind)
     ]
@@ -168,9 +181,12 @@ def _checked(path: Path, number: int, line: str) -> Row:
 
 
 def latest(rows: Iterable[Row]) -> list[Row]:
-    """Of rows with the same machine, kind, name and configuration the last, in the order of their first."""
+    """Of measurements with the same machine, kind, name and configuration the last, where their first was."""
     found: dict[str, Row] = {}
-    for one in rows:
+    for number, one in enumerate(rows):
+        if one["kind"] in SEARCHES:
+            found[str(number)] = one
+            continue
         key = json.dumps([one["provenance"].get("machine"), one["kind"], one["name"], one["config"]], sort_keys=True)
         found[key] = one
     return list(found.values())

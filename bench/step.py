@@ -93,7 +93,7 @@ def build_step(
     """A search step on random images.
 
     Args:
-        method: msg, darts or gdas; the latter two fix k and mode.
+        method: as `msgdas search --method` takes it; k and mode are as it fixes them.
         mode: union or subgraphs (sequential).
         policy: all, bn, nodes, min (or one per cell), or autograd: the plain path.
         layout: of the plain path, nchw or nhwc.
@@ -103,7 +103,7 @@ def build_step(
             code does; `auto` is `all` for the plain path and `lazy` for the engine.
 
     Raises:
-        ConfigError: for a value or combination that no search can run with.
+        ConfigError: for a value or combination that no search can run with, or a policy that the method does not have.
     """
     if gradients not in ("auto", "lazy", "all"):
         raise ConfigError("unknown gradients", got=gradients, allowed="auto, lazy, all", next='gradients="auto"')
@@ -113,6 +113,10 @@ def build_step(
         "device": device, "dtype": dtype, "seed": seed, "dbi": "off", "teacher": "none", "impl": impl,
     }  # fmt: skip
     config = build(base, {})
+    if config.policy != policy:
+        raise ConfigError(
+            f"method {method} fixes the policy", got=policy, allowed=config.policy, next=f'policy="{config.policy}"'
+        )
     all_gradients = gradients == "all" or (gradients == "auto" and policy == "autograd")
     learner, _, _ = build_learner(config, torch.device(device), classes, all_gradients=all_gradients)
     generator = torch.Generator().manual_seed(seed)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..engine.errors import ConfigError
+from ..engine.method import method_named
 from ..engine.space import space_named
 
 # Those of DARTS' search (Liu et al., 2019) and of NAS-Bench-201's; of PC-DARTS' on ImageNet with three times its width.
@@ -100,6 +101,6 @@ def of_methods(methods: Sequence[str], own: Sequence[Variant]) -> Iterator[Varia
     """Every method as published, DARTS first, then in the engine; of msg the `own` variants."""
     others = sorted((method for method in methods if method != "msg"), key=lambda method: method != "darts")
     yield from map(published, others)
-    yield from map(in_engine, others)
+    yield from (in_engine(method) for method in others if method_named(method).fixed.get("policy") != "autograd")
     if "msg" in methods:
         yield from own

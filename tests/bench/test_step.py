@@ -118,7 +118,8 @@ def test_same_seed_same_loss_in_every_policy_and_layout():
         ({"policy": "most"}, "policy"),
         ({"layout": "nchw"}, "channels_last"),
         ({"image": 30}, "multiple of"),
-        ({"method": "random"}, "unknown method"),
+        ({"method": "pc-darts"}, "fixes the policy; got min; allowed autograd"),
+        ({"method": "chance"}, "unknown method"),
     ],
 )
 def test_bad_options_are_named(options, message):

@@ -1,0 +1,79 @@
+"""The part of docs/benchmarks.md on what the methods find: means over searches beside what needs no search."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from .quality import EVALUATION_SEEDS, LEAST_GOOD, YARDSTICKS
+from .results import Row
+from .statistics import paired, summary
+
+OURS = "msg"
+HEADS = (
+    "method", "n", "accuracy, mean ± sd", "least", "most", "regret", "below 91", "tau of the super-net",
+    "of parameters", "CPU s",
+)  # fmt: skip
+# (seconds or passes of a budget, its name)
+Budget = tuple[float, str]
+
+
+def evaluated(rows: Sequence[Row]) -> list[Row]:
+    """Searches on seeds that no setting was chosen on."""
+    return [one for one in rows if one["kind"] == "quality" and one["seed"] in EVALUATION_SEEDS]
+
+
+def budget_of(one: Row) -> Budget:
+    minutes, passes = one["budget_minutes"], one["budget_passes"]
+    return (60.0 * minutes, f"{minutes:g} CPU minutes") if minutes else (float(passes), f"{passes:,} sample-passes")
+
+
+def quality_text(rows: Sequence[Row]) -> str:
+    """Yardsticks, a table for each budget, paired tests; Markdown."""
+    found = evaluated(rows)
+    values = [one["values"] for one in rows if one["kind"] == "yardsticks"]
+    lines = [*_yardsticks(values[-1])] if values else []
+    for budget in sorted({budget_of(one) for one in found}):
+        lines += _of_budget(budget[1], [one for one in found if budget_of(one) == budget])
+    return "\n".join(lines) + "\n"
+
+
+def _yardsticks(values: Mapping[str, float]) -> Iterator[str]:
+    yield "| without a search | test accuracy, % |\n|---|---|"
+    yield from (f"| {name} | {values[name]:.2f} |" for name in YARDSTICKS)
+    yield ""
+
+
+def _of_budget(budget: str, rows: Sequence[Row]) -> Iterator[str]:
+    yield f"**{budget} a search**\n"
+    yield f"| {' | '.join(HEADS)} |\n{'|---' * len(HEADS)}|"
+    methods = dict.fromkeys(one["method"] for one in rows)
+    for method in methods:
+        own = [one for one in rows if one["method"] == method]
+        accuracy = summary([one["accuracy"] for one in own])
+        means = [summary([one[name] for one in own]).mean for name in ("regret", "tau", "tau_of_parameters", "cpu_s")]
+        bad = sum(one["accuracy"] < LEAST_GOOD for one in own)
+        yield (
+            f"| {method} | {accuracy.n} | {accuracy.mean:.2f} ± {accuracy.sd:.2f} | {accuracy.low:.2f} "
+            f"| {accuracy.high:.2f} | {means[0]:.2f} | {bad} of {len(own)} | {means[1]:.2f} | {means[2]:.2f} "
+            f"| {means[3]:.0f} |"
+        )
+    yield ""
+    yield from _tests(rows, [method for method in methods if method != OURS])
+
+
+def _tests(rows: Sequence[Row], others: Sequence[str]) -> Iterator[str]:
+    by_seed = {(one["method"], one["seed"]): one["accuracy"] for one in rows}
+    for other in others:
+        both = [
+            (by_seed[OURS, seed], by_seed[other, seed]) for seed in EVALUATION_SEEDS
+            if (OURS, seed) in by_seed and (other, seed) in by_seed
+        ]  # fmt: skip
+        if len(both) < 2:
+            continue
+        test = paired(*zip(*both, strict=True))
+        low, high = test.interval
+        yield (
+            f"- {OURS} - {other}: {test.difference:+.2f} (95 % {low:+.2f} to {high:+.2f}, n={test.n}; "
+            f"paired t p={test.t_p:.3f}, Wilcoxon p={test.wilcoxon_p:.3f})"
+        )
+    yield ""

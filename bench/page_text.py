@@ -1,0 +1,96 @@
+"""The words of docs/benchmarks.md; its figures come from page.py."""
+
+from __future__ import annotations
+
+HEAD = """# Benchmarks
+
+Written by `python -m msgdas.bench page` from the rows in [bench/results](../bench/results); not edited by hand, and
+`tests/bench/test_page.py` compares. Every table is the output of the command above it, on the machine below it.
+
+**Measured** is everything but the section [Predictions](#predictions). No GPU has timed anything on this page.
+
+**How.** One super-net, one data set, one set-up for memory and time ([bench/step.py](../bench/step.py),
+[bench/variants.py](../bench/variants.py)). *As published* is how the authors' code runs a method: plain autograd,
+NCHW, every gradient, those that a step throws away included; in our super-net, not in theirs. *min*, *bn*, *nodes* and
+*all* are the engine's [policies](memory.md#what-is-kept). Before anything is measured the gradients of every method,
+weights and alpha, are compared with plain autograd's: fp64 to 1e-12, fp32 to 2e-5 (median of three nets); a method that
+fails has no figure, and the command ends with exit code 11. A method that only one of the two runs has nothing to be
+compared with.
+
+**What it should reach**
+
+{targets}
+
+No ratio here is the best of n: times are medians of interleaved rounds, memory is the median of draws.
+"""
+
+MEMORY = """
+## Memory
+
+*kept*: live between forward and backward of one network of a W step. *peak*: of a whole step, alpha and weights, above
+weights and optimizer state; median, *least* and *most* over draws, which differ in the operations that they sample; a
+method that runs all operations has one. Both are slopes between two batches, *fixed* is the rest: gradients of weights,
+which do not grow with the batch. Bytes are counted storage by storage and do not depend on the machine's load;
+`tests/bench/test_step.py` holds the counter against the allocator's own events and against autograd's saved tensors.
+
+![Memory against K](bench-memory.png)
+
+"""
+
+SPEED = """
+## Time
+
+All variants take turns in one process; one warm-up round is left out, and so are input and evaluation. *of which* tells
+what the speed-up of K=2 is made of, each share a ratio of two medians of the same run.
+
+![Throughput against K](bench-throughput.png)
+
+![Memory and time](bench-pareto.png)
+
+*Green: no other variant is better in both.*
+
+"""
+
+QUALITY = """
+## Quality
+
+Searches on CIFAR-10 in the space of NAS-Bench-201, each found cell looked up in the table: its test accuracy after 200
+epochs. The settings were fixed on other seeds than these; small super-nets, two cores, CPU minutes of the process.
+*tau*: Kendall's, of the super-net's losses, and of the number of parameters, with the table's accuracy on the same
+random cells. Every mean stands with all its searches, none is left out.
+
+![Quality against cost](bench-quality.png)
+
+"""
+
+KERNELS = """
+## Kernels
+
+Each C++ kernel and plain PyTorch for the same job, in turn, medians of single calls; `PyTorch` is what the engine runs
+where the kernels are not built, or torch's own `convolution_backward`. Traffic of the Triton kernels is counted, not
+timed: bytes moved in Triton's interpreter against the least that the tensors allow, caches left out.
+
+"""
+
+PREDICTION = """
+## Predictions
+
+A roofline of an H100 from data-sheet figures and compiled instruction counts ([kernels.md](kernels.md)). **Not
+measured.** `make gpu` measures, and there has been no GPU to run it on.
+
+"""
+
+REGRESSIONS = """
+## Regressions
+
+```bash
+BASE=bench/results/regressions/amd-epyc-2-cores.json
+pytest bench --benchmark-only --benchmark-compare=$BASE --benchmark-compare-fail=median:25%   # exit code 1 if slower
+pytest bench --benchmark-only --benchmark-json=$BASE                                          # a new baseline
+```
+
+Steps and C++ kernels, one thread, three minutes; no part of `make test`. A baseline belongs to its machine: times of
+another are not compared, the run stops with exit code 4.
+"""
+
+NOTHING = "Nothing is recorded yet: `python -m msgdas.bench {command} --out FILE.jsonl` with a file in bench/results.\n"

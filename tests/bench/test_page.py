@@ -1,0 +1,97 @@
+"""The page of benchmarks: written from results, and the committed one is what its command writes."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from msgdas.bench.figures import pareto
+from msgdas.bench.gate import Gate
+from msgdas.bench.page import figures, page, results, targets
+from msgdas.bench.quality import EVALUATION_SEEDS
+from msgdas.bench.results import append, row
+from msgdas.bench.speed import SHARES
+from msgdas.bench.variants import BASE, SIZES, published, sampled, sweep
+from msgdas.engine.draw import figure_bytes
+from msgdas.engine.errors import DataError
+
+DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
+GREEN = Gate(True, {}, "compared")
+FACTS = {
+    "machine": "a processor, 2 cores", "cpu": {"instructions": "AVX2", "mhz": None}, "gpus": [], "threads": 1,
+    "versions": {"python": "3.11", "torch": "2", "triton": "3"}, "commit": "0123456789", "dirty": False,
+    "command": "python -m msgdas.bench speed", "date_utc": "2026-01-01T00:00:00+00:00",
+}  # fmt: skip
+VARIANTS = [published("darts"), published("gdas"), *sweep("darts")]
+
+
+def memory_rows(facts=FACTS):
+    for number, one in enumerate(VARIANTS):
+        config = {**SIZES["darts"], "method": one.method, **one.options, "batches": [2, 3]}
+        bytes_ = {"peak_per_image_bytes": [2.0**27 / (number + 1)], "kept_per_image_bytes": [119.7 * 2**20]}
+        yield row("memory", one.name, config, {**bytes_, "fixed_bytes": [0.0]}, GREEN, facts)
+
+
+def speed_rows(facts=FACTS):
+    for number, one in enumerate(VARIANTS):
+        config = {**SIZES["darts"], "batch": 16, "method": one.method, **one.options}
+        yield row("speed", one.name, config, {"step_ms": [1000.0 - number, 900.0 - number, 800.0]}, GREEN, facts)
+
+
+def quality_rows(methods=("msg", "darts"), minutes=(2.0, 8.0)):
+    chance = random.Random(0)
+    for method in methods:
+        for budget in minutes:
+            for seed in (0, *EVALUATION_SEEDS):
+                yield {
+                    "kind": "quality", "method": method, "seed": seed, "budget_minutes": budget, "budget_passes": None,
+                    "accuracy": 90 + 4 * chance.random() if seed else 10.0, "regret": 1.0, "tau": 0.5,
+                    "tau_of_parameters": 0.57, "cpu_s": 60 * budget * (1 + 0.1 * chance.random()),
+                    "sample_passes": 1000, "environment": {"cpu": {"model": "a processor", "cores": 2}},
+                }  # fmt: skip
+
+
+def test_a_page_of_rows():
+    rows = [*memory_rows(), *speed_rows(), *quality_rows()]
+    text = page(rows)
+    assert "| darts, as published: kept per image | 119.70 MiB within 1 % | 119.70 MiB |" in text
+    number = [one.name for one in VARIANTS].index(sampled(2, "min").name)
+    assert f"darts, as published against `msg K=2, min` | at least 40x less | {number + 1.0:.1f}x |" in text
+    assert f"at least 10x less | {900 / (900 - number):.1f}x |" in text
+    assert all(one.name in text for one in VARIANTS)
+    assert "Nothing is recorded yet: `python -m msgdas.bench kernels --parts cpu" in text
+    assert "lazy gradients" not in text and len(SHARES) > 4
+    assert "**2 CPU minutes a search**" in text and f"| msg | {len(EVALUATION_SEEDS)} | 9" in text
+    assert "- msg - darts: " in text
+
+
+def test_ratios_are_of_one_run():
+    later = {**FACTS, "date_utc": "2026-01-02T00:00:00+00:00"}
+    rows = [one for one in memory_rows() if one["name"] == BASE]
+    rows += [one for one in memory_rows(later) if one["name"] != BASE]
+    assert "darts, as published against" not in targets(rows)
+
+
+def test_pictures_follow_the_rows():
+    rows = [*memory_rows(), *speed_rows(), *quality_rows()]
+    found = figures(rows)
+    assert list(found) == ["bench-memory", "bench-throughput", "bench-pareto", "bench-quality"]
+    lines = {line.get_label() for line in found["bench-memory"].axes[0].lines}
+    assert {"policy min", "policy bn", "plain autograd", BASE, "gdas, as published"} <= lines
+    assert figure_bytes(found["bench-memory"], "svg") == figure_bytes(figures(rows)["bench-memory"], "svg")
+    assert list(figures([*memory_rows()])) == ["bench-memory"]
+    assert figures([]) == {}
+
+
+def test_the_front_holds_what_nothing_beats_in_both():
+    points = {"a": (1.0, 5.0), "b": (2.0, 3.0), "c": (3.0, 3.0), "d": (2.5, 4.0), "e": (4.0, 1.0), "f": (2.0, 3.0)}
+    assert pareto(points) == ["a", "b", "f", "e"]
+
+
+def test_a_folder_without_results(tmp_path):
+    with pytest.raises(DataError, match="holds no results"):
+        results(tmp_path)
+    append(tmp_path / "memory.jsonl", memory_rows())
+    append(tmp_path / "memory.jsonl", memory_rows())
+    assert len(results(tmp_path)) == len(VARIANTS)
