@@ -6,6 +6,7 @@ statistics of BatchNorm and the normaliser of Dropblock-Identity are each micro-
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -155,11 +156,17 @@ class Passes:
             guided: whether the teacher is run; it acts where `guidance` trusts it.
             dropped: whether Dropblock-Identity acts.
         """
+        leaves = _GateLeaves(sample) if self.all_gradients else None
+        if leaves is not None:
+            sample = dataclasses.replace(sample, networks=tuple(leaves.networks))
         take = self._together if self.config.execution == "co-resident" else self._one_by_one
         parts = feed.parts(min(self.accumulate, len(feed.labels_B)))
-        return _outcome_over(
+        outcome = _outcome_over(
             [(part.share, take(part, sample, self._drops(feed, part, sample, dropped), guided)) for part in parts]
         )
+        if leaves is not None:
+            leaves.backward()
+        return outcome
 
     def _drops(self, feed: Feed, part: Part, sample: Sample, dropped: bool) -> list[Drop | None]:
         """Dropblock-Identity of each network on a micro-batch."""

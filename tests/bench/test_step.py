@@ -99,6 +99,18 @@ def test_every_method_takes_steps(method, policy, space):
     assert step.number == 2
 
 
+@pytest.mark.parametrize("mode", ["union", "subgraphs"])
+def test_all_gradients_are_those_of_every_network(mode):
+    """Sub-graphs share alpha's graph; what a W step throws away is still what alpha's step would get."""
+    step = build_step(**SMALL, policy="autograd", mode=mode, gradients="all", dtype="float64")
+    step.forward().backward()
+    expected = [alpha.grad.clone() for alpha in step.sampler.parameters()]
+    step.learner.drop_gradients()
+    step.weight_step()
+    for alpha, grad in zip(step.sampler.parameters(), expected, strict=True):
+        assert torch.allclose(alpha.grad, grad, rtol=1e-10, atol=1e-14) and grad.any()
+
+
 def test_same_seed_same_loss_in_every_policy_and_layout():
     losses = {
         (policy, layout): build_step(**SMALL, policy=policy, layout=layout, dtype="float64").forward().item()
