@@ -13,6 +13,14 @@ from . import command
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "memory": ("memory", "peak memory of a search step per image, every method and policy; under two minutes"),
     "speed": ("speed", "time of a search step, all variants in turn in one process; some minutes"),
+    "quality": (
+        "quality",
+        "what searches on NAS-Bench-201 find, judged by its table; hours, goes on where it was",
+    ),
+    "table": ("table_search", "alpha learned on that table in place of a super-net; seconds"),
+    "chance": ("nasbench", "what chance and single cells score in that table; seconds"),
+    "ablations": ("ablations", "one part of the method changed at a time, judged as quality does; hours"),
+    "collapse": ("collapse", "skip-connects over time on spaces where DARTS collapses; an hour"),
     "kernels": ("kernels", "time of the C++ kernels; traffic and predictions of the Triton kernels; two minutes"),
     "recording": ("recording", "what the memory timeline costs the step that it is taken of; half a minute"),
     "quality": ("quality", "searches of every method on CIFAR-10, judged by NAS-Bench-201's table; hours, resumes"),

@@ -1,4 +1,4 @@
-"""`python -m msgdas.bench.ablations`: one part of the reconstruction changed at a time, judged as in `bench.quality`.
+"""`python -m msgdas.bench ablations`: one part of the reconstruction changed at a time, judged as in `bench.quality`.
 
 The base has the defaults of docs/method.md; each variant changes one axis of it. Same super-net, images, seeds and
 budget for all, and a paired test of the base with each.
@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..engine.errors import ConfigError
+from . import command
 from .quality import FAST_ALPHA, parser, report
 from .searches import Variant
 
@@ -51,4 +52,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.answer(main))

@@ -1,4 +1,4 @@
-"""`python -m msgdas.bench.collapse`: skip-connects over time on spaces where DARTS collapses.
+"""`python -m msgdas.bench collapse`: skip-connects over time on spaces where DARTS collapses.
 
 Spaces s1 to s3 of Zela et al. (ICLR 2020); Dropblock-Identity off, as dropout, and as DropBlock. Counted are the
 skip-connects among the eight operations of the normal cell that alpha says after each epoch: a search collapses where
@@ -20,6 +20,8 @@ from typing import Any
 from ..engine.config import SearchConfig, build
 from ..engine.environment import environment
 from ..engine.rundir import read_metrics
+from . import command
+from .rows import append_row, rows_of
 from .searches import searched
 from .statistics import summary
 
@@ -42,7 +44,7 @@ def config_of(space: str, dbi: str, seed: int, arguments: argparse.Namespace) ->
 
 def run(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The rows of all searches, those in `--out` first; each new one is appended there as it comes."""
-    known = {row["config_json"]: row for row in read_metrics(arguments.out) if row.get("kind") == "collapse"}
+    known = {row["config_json"]: row for row in rows_of(arguments.out, "collapse")}
     for seed, space, dbi in product(arguments.seeds, arguments.spaces, KINDS):
         config = config_of(space, dbi, seed, arguments)
         text = json.dumps(dataclasses.asdict(config), sort_keys=True)
@@ -56,9 +58,7 @@ def run(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 "val_accuracy": [epoch["val_accuracy"] for epoch in epochs],
                 "genotype": result.genotype.to_json_dict(), "config_json": text, "environment": environment(),
             }  # fmt: skip
-            arguments.out.parent.mkdir(parents=True, exist_ok=True)
-            with open(arguments.out, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            append_row(arguments.out, row)
             known[text] = row
             print(f"{space} {dbi} seed {seed}: skips {row['skips']}", file=sys.stderr)
         yield known[text]
@@ -80,7 +80,7 @@ def table_text(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m msgdas.bench.collapse", description=__doc__)
+    parser = command.parser("collapse", __doc__)
     parser.add_argument("--data", default="fashion-mnist-mini", help="as a search names it (default: the embedded set)")
     parser.add_argument("--spaces", nargs="+", choices=SPACES, default=list(SPACES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -90,8 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--layers", type=int, default=5)
     parser.add_argument("--image", type=int, default=16)
     parser.add_argument("--runs", type=Path, default=Path("runs") / "collapse", help="run folders")
-    parser.add_argument("--out", type=Path, default=Path("bench") / "results" / "collapse.jsonl", help="rows so far")
-    parser.add_argument("--json", action="store_true", help="one JSON object per line and search")
+    parser.set_defaults(out=Path("bench") / "results" / "collapse.jsonl")
     arguments = parser.parse_args(argv)
     rows = list(run(arguments))
     print("\n".join(json.dumps(row) for row in rows) if arguments.json else table_text(rows))
@@ -99,4 +98,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.answer(main))

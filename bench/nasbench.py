@@ -1,4 +1,4 @@
-"""`python -m msgdas.bench.nasbench`: what NAS-Bench-201's table says of its 15,625 cells, and what chance would find.
+"""`python -m msgdas.bench chance`: what NAS-Bench-201's table says of its 15,625 cells, and what chance would find.
 
 The table is a file of the user's, CSV or CSV.GZ, one row per cell with the columns in COLUMNS: accuracies are
 CIFAR-10 percentages of the stand-alone network (C=16, five cells per stage), after 200 epochs (test) and after 12
@@ -8,7 +8,6 @@ NATS-Bench, TPAMI 2021). The index is NATS-Bench's.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import gzip
 import json
@@ -24,6 +23,8 @@ from numpy.typing import NDArray
 from ..engine.errors import DataError
 from ..engine.genotype import Genotype, from_arch
 from ..engine.space import NASBENCH201, SKIP
+from . import command
+from .rows import append_row
 from .statistics import kendall_tau
 
 COLUMNS = ("index", "arch", "c10_test_200", "c10_val_12", "c10_test_12", "params_c10")
@@ -191,11 +192,12 @@ def _no_table(path: Path, got: str) -> DataError:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m msgdas.bench.nasbench", description=__doc__)
+    parser = command.parser("chance", __doc__)
     parser.add_argument("--table", type=Path, required=True, metavar="FILE", help="CSV or CSV.GZ of all cells")
-    parser.add_argument("--json", action="store_true", help="one JSON object")
     arguments = parser.parse_args(argv)
     found = yardsticks(Table.read(arguments.table))
+    if arguments.out is not None:
+        append_row(arguments.out, {"kind": "chance", **found})
     if arguments.json:
         print(json.dumps(found))
         return 0
@@ -205,4 +207,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.answer(main))

@@ -1,4 +1,4 @@
-"""`python -m msgdas.bench.quality`: search on CIFAR-10, look the cell up in NAS-Bench-201's table, and compare means.
+"""`python -m msgdas.bench quality`: search on CIFAR-10, look the cell up in NAS-Bench-201's table, and compare means.
 
 Each method searches with each seed in the same super-net on the same images, once for each budget: CPU minutes of the
 process, or sample-passes. A search that is done is not repeated; one that was stopped goes on. Rows are appended to
@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.errors import ConfigError
-from ..engine.rundir import read_metrics
+from . import command
 from .nasbench import TAU_OF_PARAMETERS, Table, yardsticks
+from .rows import append_row, rows_of
 from .searches import Bench, Budget, Settings, Variant
 from .statistics import paired, summary
 
@@ -63,16 +64,14 @@ def run(
     bench: Bench, variants: Sequence[Variant], seeds: Sequence[int], budgets: Sequence[Budget], out: Path
 ) -> Iterator[dict[str, Any]]:
     """The rows of all searches, those in `out` first; each new one is appended there as it comes."""
-    known = {keys_of(row): row for row in read_metrics(out) if row.get("kind") == "quality"}
+    known = {keys_of(row): row for row in rows_of(out, "quality")}
     for budget, seed, variant in product(budgets, seeds, variants):
         asked = {"settings": asdict(bench.settings), "overrides": dict(variant.overrides)}
         minutes_passes = {"budget_minutes": budget.minutes, "budget_passes": budget.passes}
         key = keys_of({"method": variant.name, "seed": seed, **minutes_passes, **asked})
         if key not in known:
             row = bench.row(variant, seed, budget)
-            out.parent.mkdir(parents=True, exist_ok=True)
-            with open(out, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            append_row(out, row)
             known[key] = row
             print(f"{variant.name} seed {seed} {budget.label}: {row['accuracy']:.2f} {row['arch']}", file=sys.stderr)
         yield known[key]
@@ -124,18 +123,17 @@ def _paired_lines(groups: Mapping[str, Sequence[Mapping[str, Any]]], against: st
         )
 
 
-def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
+def parser(name: str, doc: str) -> argparse.ArgumentParser:
     """The options that all comparisons of searches have."""
-    made = argparse.ArgumentParser(prog=f"python -m msgdas.bench.{name}", description=doc)
-    made.add_argument("--table", type=Path, required=True, metavar="FILE", help="see msgdas.bench.nasbench")
+    made = command.parser(name, doc)
+    made.add_argument("--table", type=Path, required=True, metavar="FILE", help="all cells: see `chance --help`")
     made.add_argument("--data", required=True, help="CIFAR-10 as a search names it: cifar10 or jpeg-npz:FILE")
     made.add_argument("--space", default="nasbench201", choices=("nasbench201", "nasbench201-conv-skip"))
     made.add_argument("--seeds", type=int, nargs="+", default=list(EVALUATION_SEEDS))
     made.add_argument("--budget-minutes", type=float, nargs="*", default=[], metavar="M", help="CPU minutes (2)")
     made.add_argument("--budget-passes", type=int, nargs="*", default=[], metavar="N", help="images times networks")
     made.add_argument("--runs", type=Path, default=Path("runs") / name, help="run folders")
-    made.add_argument("--out", type=Path, default=Path("bench") / "results" / f"{name}.jsonl", help="rows so far")
-    made.add_argument("--json", action="store_true", help="one JSON object per line and search")
+    made.set_defaults(out=Path("bench") / "results" / f"{name}.jsonl")
     made.add_argument("--only-report", action="store_true", help="no search: what --out holds")
     return made
 
@@ -152,7 +150,7 @@ def report(arguments: argparse.Namespace, variants: Sequence[Variant], against: 
     settings = Settings(space=arguments.space)
     table = Table.read(arguments.table)
     if arguments.only_report:
-        rows = [row for row in read_metrics(arguments.out) if row.get("kind") == "quality"]
+        rows = rows_of(arguments.out, "quality")
         rows = [row for row in rows if row["settings"]["space"] == settings.space and row["seed"] in arguments.seeds]
     else:
         bench = Bench(settings, arguments.data, table, arguments.runs)
@@ -176,4 +174,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.answer(main))

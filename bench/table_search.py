@@ -1,4 +1,4 @@
-"""`python -m msgdas.bench.table_search`: alpha learned on NAS-Bench-201's table instead of on a super-net, in seconds.
+"""`python -m msgdas.bench table`: alpha learned on NAS-Bench-201's table instead of on a super-net, in seconds.
 
 The draw, the score estimator and Adam are the search's own (`Learner.alpha_update`); only the loss of a sampled
 sub-graph comes from the table. It is the logarithm of the validation error after 12 epochs: the noisy figure that a
@@ -12,7 +12,6 @@ same way among as many random cells. A test of the machinery: no image is looked
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -30,7 +29,9 @@ from ..engine.passes import Feed, Passes
 from ..engine.paths import Sample
 from ..engine.space import NASBENCH201
 from ..engine.steps import Learner, Moment
+from . import command
 from .nasbench import CELLS, Found, Table, pairs_of
+from .rows import append_row
 from .statistics import summary
 
 EVALUATIONS = 300
@@ -116,13 +117,12 @@ def _best_validated(table: Table, indices: Sequence[int] | np.ndarray) -> Found:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m msgdas.bench.table_search", description=__doc__)
-    parser.add_argument("--table", type=Path, required=True, metavar="FILE", help="see msgdas.bench.nasbench")
+    parser = command.parser("table", __doc__)
+    parser.add_argument("--table", type=Path, required=True, metavar="FILE", help="all cells: see `chance --help`")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
     parser.add_argument("--evaluations", type=int, default=EVALUATIONS)
     parser.add_argument("--k", type=int, default=1)
     parser.add_argument("--alpha-lr", type=float, default=ALPHA_LR)
-    parser.add_argument("--json", action="store_true", help="one JSON object per line and seed")
     arguments = parser.parse_args(argv)
     table = Table.read(arguments.table)
     torch.set_num_threads(1)
@@ -131,8 +131,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = table_config(seed, k=arguments.k, alpha_lr=arguments.alpha_lr)
         result = table_search(table, config, arguments.evaluations)
         found.append((result, random_search(table, seed, arguments.evaluations)))
+        row = {
+            "kind": "table", **asdict(result), "random": asdict(found[-1][1]), "k": arguments.k,
+            "alpha_lr": arguments.alpha_lr,
+        }  # fmt: skip
+        if arguments.out is not None:
+            append_row(arguments.out, row)
         if arguments.json:
-            row = {**asdict(result), "random": asdict(found[-1][1]), "k": arguments.k, "alpha_lr": arguments.alpha_lr}
             print(json.dumps(row), flush=True)
     if not arguments.json:
         _print(table, found, arguments.evaluations)
@@ -154,4 +159,4 @@ def _print(table: Table, found: Sequence[tuple[TableSearch, Found]], evaluations
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.answer(main))

@@ -63,13 +63,11 @@ def random_cells(space: SearchSpace, seed: int, count: int) -> list[Genotype]:
         cells = []
         for spec in space.cells:
             pairs: list[tuple[str, int]] = []
+            candidates = space.names_of(spec.kind)
             for node in range(spec.inputs, spec.num_states):
-                rows = [row for row, edge in enumerate(spec.edges) if edge.target == node]
-                kept = chance.sample(rows, 2) if space.rule == "top2" else rows
-                for row in kept:
-                    excluded = space.excluded(spec.kind)[row]
-                    names = [name for column, name in enumerate(space.operations) if column not in excluded]
-                    pairs.append((chance.choice(names), spec.edges[row].source))
+                incoming = [row for row, edge in enumerate(spec.edges) if edge.target == node]
+                kept = chance.sample(incoming, 2) if space.rule == "top2" else incoming
+                pairs += [(chance.choice(candidates[row]), spec.edges[row].source) for row in kept]
             cells.append((spec.kind, CellGenotype(tuple(pairs), spec.concat)))
         found.append(Genotype(space.family, tuple(cells)))
     return found

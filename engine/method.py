@@ -26,9 +26,8 @@ class Method:
 
     def settings(self, space: SearchSpace, with_none: bool = True) -> dict[str, object]:
         """The keys that the method sets in a space; `with_none` says whether `none` is a candidate elsewhere."""
-        found = {
-            name: value[space.family] if isinstance(value, Mapping) else value for name, value in self.fixed.items()
-        }
+        family = space.family
+        found = {name: value[family] if isinstance(value, Mapping) else value for name, value in self.fixed.items()}
         if found.get("k") == "all":
             found["k"] = space.candidates_per_edge(with_none=bool(found.get("with_none", with_none)))
         return found

@@ -98,12 +98,14 @@ class SearchSpace:
         names = self.candidates[0][1][0] if self.candidates else self.operations
         return len(names) - (ZERO in names and not with_none)
 
+    def names_of(self, kind: str) -> tuple[tuple[str, ...], ...]:
+        """The candidates of each edge of that kind of cell."""
+        return dict(self.candidates).get(kind, (self.operations,) * len(self.cell(kind).edges))
+
     def excluded(self, kind: str) -> tuple[tuple[int, ...], ...]:
         """For each edge of that kind of cell the columns that it may not have."""
-        edges = dict(self.candidates).get(kind)
-        if edges is None:
-            return ((),) * len(self.cell(kind).edges)
-        return tuple(tuple(column for column, name in enumerate(self.operations) if name not in edge) for edge in edges)
+        columns = range(self.num_operations)
+        return tuple(tuple(n for n in columns if self.operations[n] not in edge) for edge in self.names_of(kind))
 
     def cell(self, kind: str) -> CellSpec:
         return next(spec for spec in self.cells if spec.kind == kind)
