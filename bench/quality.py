@@ -65,6 +65,8 @@ def run(
 ) -> Iterator[dict[str, Any]]:
     """The rows of all searches, those in `out` first; each new one is appended there as it comes."""
     known = {keys_of(row): row for row in rows_of(out, "quality")}
+    if any(budget.minutes is not None for budget in budgets):
+        bench.rates(variants)
     for budget, seed, variant in product(budgets, seeds, variants):
         asked = {"settings": asdict(bench.settings), "overrides": dict(variant.overrides)}
         minutes_passes = {"budget_minutes": budget.minutes, "budget_passes": budget.passes}

@@ -1,9 +1,9 @@
 """Searches on NAS-Bench-201 at a size that a laptop manages, each judged by the table: one row per search.
 
 A search is a run of the engine (`engine.searcher`), in a run folder of its own, from which it goes on where it was
-stopped. How many steps a budget buys is found once per variant by timing its steps on this machine, in CPU seconds of
-the process: a machine that others use too makes a search slower, not worse. Decoding the images, the report and the
-judgement at the end are not in the budget; `cpu_s` of a row counts all of it.
+stopped. How many steps a budget buys is found by timing the steps of all variants in turn on this machine, in CPU
+seconds of the process: a machine that others use too makes a search slower, not worse. Decoding the images, the report
+and the judgement at the end are not in the budget; `cpu_s` of a row counts all of it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,17 +127,18 @@ def networks_of(config: SearchConfig, part: Part) -> int:
     return rule.k if rule.mode == "subgraphs" else 1
 
 
-def rates_of(config: SearchConfig, images: torch.Tensor, labels: torch.Tensor, classes: int) -> Rates:
-    """Median CPU seconds of both steps, on a learner that is thrown away."""
-    learner, _, _ = build_learner(config, torch.device("cpu"), classes)
-    taken: dict[str, list[float]] = {"alpha": [], "weight": []}
+def rates_of(configs: Sequence[SearchConfig], images: torch.Tensor, labels: torch.Tensor, classes: int) -> list[Rates]:
+    """Median CPU seconds of both steps of each, taken in turn, so that a busy moment hits all alike."""
+    learners = [build_learner(config, torch.device("cpu"), classes)[0] for config in configs]
+    taken: list[dict[str, list[float]]] = [{"alpha": [], "weight": []} for _ in configs]
     for step in range(TIMED_STEPS):
-        moment = Moment(step, config.tau_max, config.lr, config.dbi_rate, guided=True)
-        for name, take in (("alpha", learner.alpha_step), ("weight", learner.weight_step)):
-            begin = time.process_time()
-            take(images, labels, moment)
-            taken[name].append(time.process_time() - begin)
-    return Rates(float(np.median(taken["alpha"])), float(np.median(taken["weight"])))
+        for config, learner, times in zip(configs, learners, taken, strict=True):
+            moment = Moment(step, config.tau_max, config.lr, config.dbi_rate, guided=True)
+            for name, take in (("alpha", learner.alpha_step), ("weight", learner.weight_step)):
+                begin = time.process_time()
+                take(images, labels, moment)
+                times[name].append(time.process_time() - begin)
+    return [Rates(float(np.median(times["alpha"])), float(np.median(times["weight"]))) for times in taken]
 
 
 def steps_of(budget: Budget, variant: Variant, config: SearchConfig, rates: Rates) -> int:
@@ -180,21 +181,27 @@ class Bench:
         half = len(self.dataset.labels) // 2
         return config_of(self.settings, variant, seed, self.data, steps, images_per_half=half)
 
-    def rates(self, variant: Variant) -> Rates:
-        """Of that variant on this machine; timed once and kept beside the runs."""
+    def rates(self, variants: Sequence[Variant]) -> list[Rates]:
+        """Of those variants on this machine; timed once, together, and kept beside the runs."""
         path = self.runs / RATES_FILE
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        key = json.dumps([dataclasses.asdict(self.settings), dict(variant.overrides)], sort_keys=True)
-        if key not in known:
-            config = self._config(variant, 0, self.settings.least_epochs)
-            indices, _ = split_halves(self.dataset.labels, seed=0, limit=config.batch)
-            with Batches(self.dataset, indices, batch=config.batch, seed=0, stream="w", augment=False) as batches:
+        keys = [
+            json.dumps([dataclasses.asdict(self.settings), dict(variant.overrides)], sort_keys=True)
+            for variant in variants
+        ]
+        missing = {key: variant for key, variant in zip(keys, variants, strict=True) if key not in known}
+        if missing:
+            configs = [self._config(variant, 0, self.settings.least_epochs) for variant in missing.values()]
+            indices, _ = split_halves(self.dataset.labels, seed=0, limit=self.settings.batch)
+            with Batches(
+                self.dataset, indices, batch=self.settings.batch, seed=0, stream="w", augment=False
+            ) as batches:
                 batch = batches.at(0)
-            found = rates_of(config, batch.images_BCHW, batch.labels_B, len(self.dataset.classes))
-            known[key] = dataclasses.asdict(found)
+            found = rates_of(configs, batch.images_BCHW, batch.labels_B, len(self.dataset.classes))
+            known |= {key: dataclasses.asdict(rates) for key, rates in zip(missing, found, strict=True)}
             self.runs.mkdir(parents=True, exist_ok=True)
             write_atomically(path, json.dumps(known, indent=2))
-        return Rates(**known[key])
+        return [Rates(**known[key]) for key in keys]
 
     def row(self, variant: Variant, seed: int, budget: Budget) -> dict[str, Any]:
         """Search, or go on with the search of that name, and judge what it found.
@@ -207,7 +214,7 @@ class Bench:
             config = RunFolder.open(folder).config
         else:
             probe = self._config(variant, seed, self.settings.least_epochs)
-            config = self._config(variant, seed, steps_of(budget, variant, probe, self.rates(variant)))
+            config = self._config(variant, seed, steps_of(budget, variant, probe, *self.rates([variant])))
         result, cpu_s, whole = searched(config, folder)
         found = self.table.look_up(result.genotype)
         begin = time.process_time()

@@ -28,4 +28,4 @@ def test_a_variant_runs_and_differs_in_its_axis(variant):
         changed = {name for name in BASE if getattr(config, name) != BASE[name]}
         assert axis in changed or (axis, value) == ("gate", "score")
         assert changed <= {axis, "teacher"}
-    rates_of(config, torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 0]), 3)
+    rates_of([config], torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 0]), 3)

@@ -108,9 +108,9 @@ def test_a_stopped_search_goes_on_and_finds_the_same(bench, tmp_path):
 
 def test_rates_are_timed_once(bench):
     torch.set_num_threads(1)
-    first = bench.rates(MSG)
-    assert first.weight_s > 0 and first.alpha_s > 0
-    assert bench.rates(MSG) == first
+    both = bench.rates([MSG, VARIANTS["gdas"]])
+    assert all(rates.weight_s > 0 and rates.alpha_s > 0 for rates in both) and both[0] != both[1]
+    assert bench.rates([VARIANTS["gdas"], MSG]) == both[::-1]
 
 
 def test_the_table_holds_means_beside_what_needs_no_search(table):
