@@ -23,8 +23,6 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "collapse": ("collapse", "skip-connects over time on spaces where DARTS collapses; an hour"),
     "kernels": ("kernels", "time of the C++ kernels; traffic and predictions of the Triton kernels; two minutes"),
     "recording": ("recording", "what the memory timeline costs the step that it is taken of; half a minute"),
-    "quality": ("quality", "searches of every method on CIFAR-10, judged by NAS-Bench-201's table; hours, resumes"),
-    "table": ("table_search", "the sampler and alpha's update on the table as reward; seconds"),
     "page": ("page", "write docs/benchmarks.md and its pictures from the committed results"),
 }
 
