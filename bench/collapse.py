@@ -9,7 +9,6 @@ a curve says something where it differs by more than its spread over seeds.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.config import SearchConfig, build
-from ..engine.environment import environment
 from ..engine.rundir import read_metrics
 from . import command
-from .rows import append_row, rows_of
+from .results import provenance
+from .rows import append_row, rows_of, without_paths
 from .searches import searched
 from .statistics import summary
 
@@ -47,7 +46,7 @@ def run(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     known = {row["config_json"]: row for row in rows_of(arguments.out, "collapse")}
     for seed, space, dbi in product(arguments.seeds, arguments.spaces, KINDS):
         config = config_of(space, dbi, seed, arguments)
-        text = json.dumps(dataclasses.asdict(config), sort_keys=True)
+        text = json.dumps(without_paths(config), sort_keys=True)
         if text not in known:
             name = f"{space}-{dbi}-epochs{config.epochs}-seed{seed}"
             result, cpu_s, _ = searched(config, arguments.runs / name)
@@ -56,7 +55,8 @@ def run(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 "kind": "collapse", "space": space, "dbi": dbi, "seed": seed, "cpu_s": round(cpu_s, 2),
                 "skips": [epoch["skips"]["normal"] for epoch in epochs],
                 "val_accuracy": [epoch["val_accuracy"] for epoch in epochs],
-                "genotype": result.genotype.to_json_dict(), "config_json": text, "environment": environment(),
+                "genotype": result.genotype.to_json_dict(), "config_json": text,
+                "provenance": provenance(f"{command.PROGRAM} collapse --seeds {seed} --spaces {space}", threads=1),
             }  # fmt: skip
             append_row(arguments.out, row)
             known[text] = row

@@ -147,15 +147,15 @@ def budgets_of(arguments: argparse.Namespace) -> list[Budget]:
     return found or [Budget(minutes=2.0)]
 
 
-def report(arguments: argparse.Namespace, variants: Sequence[Variant], against: str) -> int:
-    """Run or read the searches, then print them."""
+def report(arguments: argparse.Namespace, variants: Sequence[Variant], against: str, words: str) -> int:
+    """Run or read the searches, then print them; `words` ask for the variants on the command line."""
     settings = Settings(space=arguments.space)
     table = Table.read(arguments.table)
     if arguments.only_report:
         rows = rows_of(arguments.out, "quality")
         rows = [row for row in rows if row["settings"]["space"] == settings.space and row["seed"] in arguments.seeds]
     else:
-        bench = Bench(settings, arguments.data, table, arguments.runs)
+        bench = Bench(settings, arguments.data, table, arguments.runs, f"{command.PROGRAM} {words}")
         rows = list(run(bench, variants, arguments.seeds, budgets_of(arguments), arguments.out))
     if arguments.json:
         print("\n".join(json.dumps(row) for row in rows))
@@ -172,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     unknown = [name for name in names if name not in VARIANTS]
     if unknown:
         raise ConfigError("unknown method", got=repr(unknown[0]), allowed=", ".join(VARIANTS), next="--methods msg")
-    return report(arguments, [VARIANTS[name] for name in names], "msg")
+    return report(arguments, [VARIANTS[name] for name in names], "msg", f"quality --methods {arguments.methods}")
 
 
 if __name__ == "__main__":

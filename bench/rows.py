@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..engine.config import SearchConfig
 from ..engine.errors import DataError
 from ..engine.rundir import read_metrics
+
+
+def without_paths(config: SearchConfig) -> dict[str, Any]:
+    """A configuration as it stands in a row: what decides a result, without where the images lay."""
+    kept = asdict(config)
+    del kept["data_root"]
+    return {**kept, "data": config.data.partition(":")[0]}
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:

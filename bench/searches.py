@@ -25,7 +25,6 @@ from ..engine.batches import Batch, Batches, split_halves
 from ..engine.config import SearchConfig, build
 from ..engine.data import load
 from ..engine.draws import Part, rule_of
-from ..engine.environment import environment
 from ..engine.errors import ConfigError, InterruptedSearchError
 from ..engine.evaluate import evaluate, genotype_paths
 from ..engine.genotype import Genotype
@@ -36,6 +35,8 @@ from ..engine.searcher import resume, search
 from ..engine.space import NASBENCH201
 from ..engine.steps import Learner, Moment
 from .nasbench import Found, Table
+from .results import provenance
+from .rows import without_paths
 from .statistics import kendall_tau
 
 CPU_FILE, RATES_FILE = "cpu.json", "rates.json"
@@ -170,10 +171,11 @@ class Bench:
         data: as `--data` of a search; CIFAR-10 for NAS-Bench-201's table.
         table: that judges.
         runs: folder of the run folders.
+        command: that asks for these variants; it stands in the rows.
     """
 
-    def __init__(self, settings: Settings, data: str, table: Table, runs: Path) -> None:
-        self.settings, self.data, self.table, self.runs = settings, data, table, runs
+    def __init__(self, settings: Settings, data: str, table: Table, runs: Path, command: str) -> None:
+        self.settings, self.data, self.table, self.runs, self.command = settings, data, table, runs, command
         probe = build({"space": "nasbench201", "layers": 3, "data": data, "image": settings.image}, {})
         self.dataset = load(probe)
 
@@ -226,8 +228,12 @@ class Bench:
             "steps": config.epochs * (config.limit // config.batch), "sample_passes": _passes(config),
             "val_accuracy": result.val_accuracy, "peak_bytes": result.peak_bytes, "skips": _skips(folder),
             "settings": dataclasses.asdict(self.settings), "overrides": dict(variant.overrides),
-            "config": dataclasses.asdict(config), "environment": environment(),
+            "config": without_paths(config), "provenance": provenance(self._command(seed, budget), threads=1),
         }  # fmt: skip
+
+    def _command(self, seed: int, budget: Budget) -> str:
+        asked = f"--budget-{'minutes' if budget.minutes is not None else 'passes'} {budget.minutes or budget.passes}"
+        return f"{self.command} --space {self.settings.space} --seeds {seed} {asked} --table FILE --data DATA"
 
     def _ranking(self, config: SearchConfig, folder: Path) -> dict[str, float]:
         """Kendall's tau of the super-net's losses, and of the numbers of parameters, on the same random cells."""

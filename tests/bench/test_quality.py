@@ -35,7 +35,7 @@ def images(shared_data):
 
 @pytest.fixture(scope="module")
 def shared_bench(table, images, tmp_path_factory):
-    return Bench(TINY, images, table, tmp_path_factory.mktemp("runs"))
+    return Bench(TINY, images, table, tmp_path_factory.mktemp("runs"), "python -m msgdas.bench quality --methods msg")
 
 
 @pytest.fixture
@@ -80,6 +80,7 @@ def test_a_search_is_a_row_once_and_the_same_row_again(bench, tmp_path):
     assert row["cpu_s_is_whole"] and row["cpu_s"] > 0 and -1 <= row["tau"] <= 1
     assert len(row["skips"]) == row["config"]["epochs"] and row["config"]["seed"] == 1
     assert row["settings"]["space"] == "nasbench201-conv-skip"
+    assert str(tmp_path) not in json.dumps(row) and row["config"]["data"] == "jpeg-npz"
     assert "none" not in row["arch"] and "avg_pool" not in row["arch"]
     written = out.read_text()
     (again,) = run(bench, [MSG], [1], [TINY_BUDGET], out)
