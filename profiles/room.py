@@ -15,11 +15,11 @@ from .errors import ProfileError
 from .nvml import UsedMemory, gpu_with_uuid
 
 MEMINFO = Path("/proc/meminfo")
-# Limit and use of this process's control group, version 2 and version 1.
-CGROUPS = (
-    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
-    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
-)
+CGROUP, CGROUP_MOUNT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+# Names of a control group's limit and use, and of the line of memory.stat with file pages that the system takes back
+# first: of version 2, and of version 1.
+NAMES_2 = ("memory.max", "memory.current", "inactive_file")
+NAMES_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,20 +63,40 @@ def gpu_room(uuid: str) -> Iterator[ReadRoom]:
 
 
 def host_room() -> ReadRoom:
-    """Reads this machine's memory, or that of this process's control group where it is tighter."""
-    total_bytes = cpu_facts().memory_bytes
+    """Reads this machine's memory, or that of the tightest of this process's control groups where that is less."""
+    total_bytes, groups = cpu_facts().memory_bytes, _control_groups()
 
     def read() -> Room:
         room = Room(total_bytes, _available_bytes(total_bytes), "system memory")
-        for limit_path, used_path in CGROUPS:
-            limit_bytes, used_bytes = _number(limit_path), _number(used_path)
+        for folder, (limit, used, reclaimable) in groups:
+            limit_bytes, used_bytes = _number(folder / limit), _number(folder / used)
             if limit_bytes is None or used_bytes is None or limit_bytes >= total_bytes:
                 continue
-            free_bytes = min(room.free_bytes, max(0, limit_bytes - used_bytes))
-            return Room(limit_bytes, free_bytes, "control group")
+            free_bytes = max(0, limit_bytes - used_bytes + _stat(folder, reclaimable))
+            if free_bytes < room.free_bytes or limit_bytes < room.total_bytes:
+                room = Room(
+                    min(room.total_bytes, limit_bytes), min(room.free_bytes, free_bytes), "control group"
+                )  # fmt: skip
         return room
 
     return read
+
+
+def _control_groups() -> list[tuple[Path, tuple[str, str, str]]]:
+    """Folders of this process's memory control group and of all above it, with the names of their files."""
+    try:
+        lines = CGROUP.read_text().splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        mount, names = (CGROUP_MOUNT / "memory", NAMES_1) if controllers else (CGROUP_MOUNT, NAMES_2)
+        place = mount / path.lstrip("/")
+        found += [(folder, names) for folder in (place, *place.parents) if folder == mount or mount in folder.parents]
+    return found
 
 
 def _available_bytes(total_bytes: int) -> int:
@@ -95,3 +115,12 @@ def _number(path: Path) -> int | None:
     except OSError:
         return None
     return int(text) if text.isdecimal() else None
+
+
+def _stat(folder: Path, name: str) -> int:
+    """A line of a control group's memory.stat; 0 where it is not told."""
+    try:
+        lines = (folder / "memory.stat").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith(f"{name} ")), 0)

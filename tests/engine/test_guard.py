@@ -43,12 +43,35 @@ def test_this_machine_has_some_memory():
     assert 0 < found.free_bytes <= found.total_bytes
 
 
-def test_a_control_group_that_is_tighter_counts(tmp_path, monkeypatch):
-    limit, used = tmp_path / "max", tmp_path / "current"
-    monkeypatch.setattr(room, "CGROUPS", ((limit, used),))
-    limit.write_text("max\n")
-    used.write_text("5\n")
+@pytest.mark.parametrize(
+    ("line", "root", "limit", "used", "stat"),
+    [
+        ("0::/jobs/search", "", *room.NAMES_2),
+        (
+            "4:cpu,memory:/jobs/search",
+            "memory",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "total_inactive_file",
+        ),
+    ],
+    ids=["version 2", "version 1"],
+)
+def test_a_control_group_that_is_tighter_counts(tmp_path, monkeypatch, line, root, limit, used, stat):
+    """That of the process, or one above it; file pages that the system takes back first count as free."""
+    groups = tmp_path / "cgroup" / root
+    (groups / "jobs" / "search").mkdir(parents=True)
+    (tmp_path / "self").write_text(f"9:pids:/\n{line}\n")
+    monkeypatch.setattr(room, "CGROUP", tmp_path / "self")
+    monkeypatch.setattr(room, "CGROUP_MOUNT", tmp_path / "cgroup")
+    (groups / "jobs" / "search" / limit).write_text("max\n")
+    (groups / "jobs" / "search" / used).write_text("5\n")
     assert host_room()().source == "system memory"
-    limit.write_text("4096000\n")
-    used.write_text("4000000\n")
+    (groups / "jobs" / limit).write_text("4096000\n")
+    (groups / "jobs" / used).write_text("4000000\n")
     assert host_room()() == room.Room(4096000, 96000, "control group")
+    (groups / "jobs" / "memory.stat").write_text(f"anon 1\n{stat} 4000\n")
+    assert host_room()() == room.Room(4096000, 100000, "control group")
+    (groups / "jobs" / "search" / limit).write_text("2048000\n")
+    (groups / "jobs" / "search" / used).write_text("2040000\n")
+    assert host_room()() == room.Room(2048000, 8000, "control group")
