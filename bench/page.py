@@ -141,8 +141,8 @@ def figures(rows: Sequence[Row]) -> dict[str, Figure]:
             found["bench-pareto"] = memory_and_time(peaks, times, where)
     searches = evaluated(rows)
     if searches:
-        cpu = searches[0]["environment"]["cpu"]
-        found["bench-quality"] = quality_and_cost(searches, f"NAS-Bench-201\n{cpu['model']}, {cpu['cores']} cores")
+        named = [{**one, "method": f"{one['method']}, {one['space']}"} for one in searches]
+        found["bench-quality"] = quality_and_cost(named, f"NAS-Bench-201\n{searches[0]['provenance']['machine']}")
     return found
 
 

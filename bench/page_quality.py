@@ -32,8 +32,9 @@ def quality_text(rows: Sequence[Row]) -> str:
     found = evaluated(rows)
     values = [one["values"] for one in rows if one["kind"] == "yardsticks"]
     lines = [*_yardsticks(values[-1])] if values else []
-    for budget in sorted({budget_of(one) for one in found}):
-        lines += _of_budget(budget[1], [one for one in found if budget_of(one) == budget])
+    for space, budget in sorted({(one["space"], budget_of(one)) for one in found}):
+        own = [one for one in found if (one["space"], budget_of(one)) == (space, budget)]
+        lines += _of_budget(f"{space}, {budget[1]}", own)
     return "\n".join(lines) + "\n"
 
 

@@ -32,8 +32,8 @@ REQUIRED: Mapping[str, type] = {
 }  # fmt: skip
 # Rows of searches stand for themselves: one search each, with these fields and no summary.
 SEARCHES: Mapping[str, tuple[str, ...]] = {
-    "quality": ("method", "seed", "accuracy", "cpu_s", "sample_passes", "environment"),
-    "collapse": ("space", "dbi", "seed", "skips", "environment"),
+    "quality": ("method", "seed", "accuracy", "cpu_s", "sample_passes", "space", "provenance"),
+    "collapse": ("space", "dbi", "seed", "skips", "provenance"),
     "yardsticks": ("values",),
 }
 DIGITS = 7

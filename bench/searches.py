@@ -222,9 +222,9 @@ class Bench:
         begin = time.process_time()
         ranking = self._ranking(config, folder)
         return {
-            "kind": "quality", "method": variant.name, "seed": seed, "budget_minutes": budget.minutes,
-            "budget_passes": budget.passes, **_judgement(found), **ranking, "cpu_s": round(cpu_s, 2),
-            "cpu_s_is_whole": whole, "ranking_cpu_s": round(time.process_time() - begin, 2),
+            "kind": "quality", "space": self.settings.space, "method": variant.name, "seed": seed,
+            "budget_minutes": budget.minutes, "budget_passes": budget.passes, **_judgement(found), **ranking,
+            "cpu_s": round(cpu_s, 2), "cpu_s_is_whole": whole, "ranking_cpu_s": round(time.process_time() - begin, 2),
             "steps": config.epochs * (config.limit // config.batch), "sample_passes": _passes(config),
             "val_accuracy": result.val_accuracy, "peak_bytes": result.peak_bytes, "skips": _skips(folder),
             "settings": dataclasses.asdict(self.settings), "overrides": dict(variant.overrides),

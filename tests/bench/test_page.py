@@ -48,7 +48,7 @@ def quality_rows(methods=("msg", "darts"), minutes=(2.0, 8.0)):
                     "kind": "quality", "method": method, "seed": seed, "budget_minutes": budget, "budget_passes": None,
                     "accuracy": 90 + 4 * chance.random() if seed else 10.0, "regret": 1.0, "tau": 0.5,
                     "tau_of_parameters": 0.57, "cpu_s": 60 * budget * (1 + 0.1 * chance.random()),
-                    "sample_passes": 1000, "environment": {"cpu": {"model": "a processor", "cores": 2}},
+                    "sample_passes": 1000, "space": "nasbench201", "provenance": {"machine": "a processor, 2 cores"},
                 }  # fmt: skip
 
 
@@ -62,7 +62,7 @@ def test_a_page_of_rows():
     assert all(one.name in text for one in VARIANTS)
     assert "Nothing is recorded yet: `python -m msgdas.bench kernels --parts cpu" in text
     assert "lazy gradients" not in text and len(SHARES) > 4
-    assert "**2 CPU minutes a search**" in text and f"| msg | {len(EVALUATION_SEEDS)} | 9" in text
+    assert "**nasbench201, 2 CPU minutes a search**" in text and f"| msg | {len(EVALUATION_SEEDS)} | 9" in text
     assert "- msg - darts: " in text
 
 
