@@ -25,7 +25,8 @@ from .variants import BASE, Variant, of_methods, sampled, size_of, sweep, title
 MIB = 1 << 20
 # Peaks under plain autograd are straight lines from batch 2 on; those of recomputing policies move until batch 8.
 BATCHES, PLAIN_BATCHES = (8, 16), (2, 3)
-WARM_IMAGES = 2
+# The step that makes the optimizers' state needs few images, and few pixels of the last map.
+WARM_IMAGES, WARM_PIXELS = 2, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ def slopes(batches: tuple[int, int], draws: int = 1, **options: Any) -> list[Slo
     """
     low, high = batches
     whole = build_step(batch=high, **options)
-    whole.cut(min(WARM_IMAGES, low)).step()
+    whole.cut(WARM_IMAGES, min(whole.config.image, WARM_PIXELS * whole.net.skeleton.stride)).step()
     found = []
     for draw in range(1, 2 if whole.config.k == whole.net.space.num_operations else draws + 1):
         small, large = whole.cut(low), whole.cut(high)

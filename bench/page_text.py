@@ -13,7 +13,7 @@ Written by `python -m msgdas.bench page` from the rows in [bench/results](../ben
 [bench/variants.py](../bench/variants.py)). *As published* is how the authors' code runs a method: plain autograd,
 NCHW, every gradient, those that a step throws away included; in our super-net, not in theirs. *min*, *bn*, *nodes* and
 *all* are the engine's [policies](memory.md#what-is-kept). Before anything is measured the gradients of every method,
-weights and alpha, are compared with plain autograd's: fp64 to 1e-12, fp32 to 2e-5 (median of three nets); a method that
+weights and alpha, are compared with plain autograd's: fp64 to 1e-12, fp32 to 2e-5 (in one of three nets); a method that
 fails has no figure, and the command ends with exit code 11. A method that only one of the two runs has nothing to be
 compared with.
 

@@ -39,9 +39,10 @@ class Step:
         moment = Moment(self.number, self.tau, self.config.lr, drop_rate=0.0, guided=False)
         return self.learner.feed(self.images_BCHW, self.labels_B, moment, draw)
 
-    def cut(self, batch: int) -> Step:
-        """The same search, not a copy, on the first `batch` images."""
-        return dataclasses.replace(self, images_BCHW=self.images_BCHW[:batch], labels_B=self.labels_B[:batch])
+    def cut(self, batch: int, side: int | None = None) -> Step:
+        """The same search, not a copy, on the first `batch` images, or on their upper left corners of `side` pixels."""
+        images = self.images_BCHW[:batch, :, :side, :side]
+        return dataclasses.replace(self, images_BCHW=images, labels_B=self.labels_B[:batch])
 
     def forward(self, networks: int | None = None) -> Tensor:
         """Mean cross-entropy [] of a W draw's first networks with everything that backward would need, no update.
