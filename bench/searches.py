@@ -32,7 +32,7 @@ from ..engine.result import SearchResult
 from ..engine.rundir import RunFolder, read_metrics, write_atomically
 from ..engine.schedule import alpha_due
 from ..engine.searcher import resume, search
-from ..engine.space import NASBENCH201
+from ..engine.space import NASBENCH201, space_named
 from ..engine.steps import Learner, Moment
 from .nasbench import Found, Table
 from .results import provenance
@@ -236,13 +236,19 @@ class Bench:
         return f"{self.command} --space {self.settings.space} --seeds {seed} {asked} --table FILE --data DATA"
 
     def _ranking(self, config: SearchConfig, folder: Path) -> dict[str, float]:
-        """Kendall's tau of the super-net's losses, and of the numbers of parameters, on the same random cells."""
+        """Kendall's tau of the super-net's losses, and of the numbers of parameters, on the same random cells.
+
+        Cells of the space, so that the super-net has trained all of their operations.
+        """
         found = checkpoint.load(folder, config)
         assert found is not None
         learner, _, _ = build_learner(config, torch.device("cpu"), len(self.dataset.classes))
         learner.load_state_dict(found.state["learner"])
         _, indices = split_halves(self.dataset.labels, seed=config.seed)
-        chosen = np.random.default_rng(config.seed).integers(0, len(self.table.archs), self.settings.ranked_cells)
+        operations = space_named(self.settings.space).names_of("cell")[0]
+        chosen = np.random.default_rng(config.seed).choice(
+            self.table.indices_of(operations), self.settings.ranked_cells
+        )
         with Batches(self.dataset, indices, batch=250, seed=0, stream="rank", augment=False) as batches:
             held = list(batches.sequential(self.settings.eval_images))
         losses = [_loss(learner, self.table, int(index), held) for index in chosen]

@@ -48,7 +48,7 @@ def test_yardsticks(table):
     assert found["1x1 or 3x3 by a coin on each edge"] == pytest.approx(93.20, abs=0.01)
     assert found["best 1 % begin at"] == pytest.approx(93.78, abs=0.01)
     assert found["Kendall's tau of the number of parameters"] == pytest.approx(0.57, abs=0.01)
-    assert len(table.accuracies_of(CONVOLUTIONS)) == 64
+    assert len(table.indices_of(CONVOLUTIONS)) == 64
     assert kendall_tau(-table.test_200, table.test_200) == pytest.approx(-1)
 
 
