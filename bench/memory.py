@@ -63,13 +63,13 @@ def kept_bytes(step: Step) -> int:
 def slopes(batches: tuple[int, int], draws: int = 1, **options: Any) -> list[Slope]:
     """The lines through the peaks at two batches, one for each of the first draws.
 
-    A method that runs every operation needs the same at every draw and is measured at one.
+    A method that runs every candidate needs the same at every draw and is measured at one.
     """
     low, high = batches
     whole = build_step(batch=high, **options)
     whole.cut(WARM_IMAGES, min(whole.config.image, WARM_PIXELS * whole.net.skeleton.stride)).step()
     found = []
-    for draw in range(1, 2 if whole.config.k == whole.net.space.num_operations else draws + 1):
+    for draw in range(1, 2 if whole.config.k >= whole.sampler.num_alive else draws + 1):
         small, large = whole.cut(low), whole.cut(high)
         small.number = large.number = draw
         kept = kept_bytes(large) - kept_bytes(small)
