@@ -23,7 +23,7 @@ lint: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed
 	$(VENV)/bin/python -m msgdas.bench memory
-	$(VENV)/bin/python -m msgdas.bench memory --imagenet
+	$(VENV)/bin/python -m msgdas.bench memory --imagenet --only "msg K=2, min"
 	$(VENV)/bin/python -m msgdas.bench speed
 	$(VENV)/bin/python -m msgdas.bench kernels
 	$(VENV)/bin/python -m msgdas.bench recording

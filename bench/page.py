@@ -7,7 +7,8 @@ machine, commit and command.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ PUBLISHED_KEPT_MIB = 119.70
 ASKED = {"darts": (40.0, 10.0), "pc-darts": (13.0, 3.5), "gdas": (6.0, 1.4)}
 CIFAR = ("darts", 32)
 FILES = ("memory", "speed", "kernels", "quality", "yardsticks")
+
+# A picture and the line below it.
+PICTURE = re.compile(r"!\[[^]]*\]\(([\w-]+)\.png\)\n(?:\*[^\n]*\n)?\n")
 
 Text = Callable[[Sequence[Row]], str]
 
@@ -146,8 +150,8 @@ def figures(rows: Sequence[Row]) -> dict[str, Figure]:
     return found
 
 
-def page(rows: Sequence[Row]) -> str:
-    """The whole page as Markdown."""
+def page(rows: Sequence[Row], drawn: Collection[str]) -> str:
+    """The whole page as Markdown; of its pictures those that were drawn."""
     sections = (
         HEAD.format(targets=targets(rows)),
         MEMORY + _section(rows, ["memory"], lambda group: memory.table(group, _size(group)), "memory"),
@@ -158,7 +162,8 @@ def page(rows: Sequence[Row]) -> str:
         PREDICTION + _section(rows, ["prediction"], kernels.table, "kernels --parts predictions"),
         REGRESSIONS,
     )
-    return "\n".join(section.strip("\n") + "\n" for section in sections)
+    text = "\n".join(section.strip("\n") + "\n" for section in sections)
+    return PICTURE.sub(lambda found: found[0] if found[1] in drawn else "", text)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -174,8 +179,9 @@ def main(argv: Sequence[str]) -> int:
         append(arguments.results / "yardsticks.jsonl", [{"kind": "yardsticks", "values": values, "provenance": facts}])
     rows = results(arguments.results)
     arguments.docs.mkdir(parents=True, exist_ok=True)
-    (arguments.docs / "benchmarks.md").write_text(page(rows), encoding="utf-8")
-    for name, figure in figures(rows).items():
+    drawn = figures(rows)
+    (arguments.docs / "benchmarks.md").write_text(page(rows, drawn), encoding="utf-8")
+    for name, figure in drawn.items():
         for kind in ("svg", "png"):
             (arguments.docs / f"{name}.{kind}").write_bytes(figure_bytes(figure, kind))
     print(f"wrote {arguments.docs / 'benchmarks.md'} from {len(rows)} rows")

@@ -46,7 +46,6 @@ what the speed-up of K=2 is made of, each share a ratio of two medians of the sa
 ![Throughput against K](bench-throughput.png)
 
 ![Memory and time](bench-pareto.png)
-
 *Green: no other variant is better in both.*
 
 """

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 
 import pytest
+from msgdas.bench.__main__ import dispatch
 from msgdas.bench.figures import pareto
 from msgdas.bench.gate import Gate
 from msgdas.bench.page import figures, page, results, targets
 from msgdas.bench.quality import EVALUATION_SEEDS
-from msgdas.bench.results import append, row
+from msgdas.bench.results import FOLDER, append, row
 from msgdas.bench.speed import SHARES
 from msgdas.bench.variants import BASE, SIZES, published, sampled, sweep
 from msgdas.engine.draw import figure_bytes
@@ -52,14 +54,33 @@ def quality_rows(methods=("msg", "darts"), minutes=(2.0, 8.0)):
                 }  # fmt: skip
 
 
+def test_the_committed_page_is_what_the_command_writes(tmp_path):
+    assert dispatch(["page", "--docs", str(tmp_path)]) == 0
+    assert (tmp_path / "benchmarks.md").read_text() == (DOCS / "benchmarks.md").read_text(), (
+        "python -m msgdas.bench page writes it anew"
+    )
+    for picture in tmp_path.glob("*.png"):
+        assert (DOCS / picture.name).exists() and f"({picture.name})" in (DOCS / "benchmarks.md").read_text()
+
+
+def test_committed_rows_are_of_a_commit_and_of_no_host():
+    for one in results(FOLDER):
+        if "figures" in one:
+            assert one["provenance"]["commit"] and not one["provenance"]["dirty"], one["name"]
+    text = "".join(path.read_text() for path in FOLDER.rglob("*.json*"))
+    assert not re.search(r"/(home|root|tmp|work|Users)/", text)
+
+
 def test_a_page_of_rows():
     rows = [*memory_rows(), *speed_rows(), *quality_rows()]
-    text = page(rows)
+    text = page(rows, figures(rows))
     assert "| darts, as published: kept per image | 119.70 MiB within 1 % | 119.70 MiB |" in text
     number = [one.name for one in VARIANTS].index(sampled(2, "min").name)
     assert f"darts, as published against `msg K=2, min` | at least 40x less | {number + 1.0:.1f}x |" in text
     assert f"at least 10x less | {900 / (900 - number):.1f}x |" in text
     assert all(one.name in text for one in VARIANTS)
+    assert re.findall(r"\((bench-\w+)\.png\)", text) == list(figures(rows))
+    assert "(bench-" not in page(rows, ()) and "*Green" in text and "*Green" not in page(rows, ())
     assert "Nothing is recorded yet: `python -m msgdas.bench kernels --parts cpu" in text
     assert "lazy gradients" not in text and len(SHARES) > 4
     assert "**nasbench201, 2 CPU minutes a search**" in text and f"| msg | {len(EVALUATION_SEEDS)} | 9" in text
