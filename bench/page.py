@@ -21,7 +21,7 @@ from ..engine.report_figures import MIB
 from . import command, kernels, memory, speed
 from .figures import Value, against_k, images_per_s, memory_and_time, peak_mib, quality_and_cost, step_ms
 from .nasbench import Table, yardsticks
-from .page_quality import evaluated, quality_text
+from .page_quality import asked_and_found, evaluated, quality_text
 from .page_text import HEAD, KERNELS, MEMORY, NOTHING, PREDICTION, QUALITY, REGRESSIONS, SPEED
 from .results import FOLDER, Row, append, latest, provenance, read
 from .variants import BASE, published, sampled, title
@@ -118,6 +118,7 @@ def targets(rows: Sequence[Row]) -> str:
         lines += _ratios(group, "peak memory per image", peak_mib, 0)
     for group in _cifar(rows, "speed"):
         lines += _ratios(group, "time of a step", step_ms, 1)
+    lines += asked_and_found(rows)
     return "\n".join(lines)
 
 

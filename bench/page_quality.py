@@ -9,6 +9,8 @@ from .results import Row
 from .statistics import paired, summary
 
 OURS = "msg"
+# The cell with 3x3 convolutions alone, which a search has to beat on average.
+ALL_3X3 = 93.76
 HEADS = (
     "method", "n", "accuracy, mean ± sd", "least", "most", "regret", "below 91", "tau of the super-net",
     "of parameters", "CPU s",
@@ -36,6 +38,19 @@ def quality_text(rows: Sequence[Row]) -> str:
         own = [one for one in found if (one["space"], budget_of(one)) == (space, budget)]
         lines += _of_budget(f"{space}, {budget[1]}", own)
     return "\n".join(lines) + "\n"
+
+
+def asked_and_found(rows: Sequence[Row]) -> Iterator[str]:
+    """A line of the page's first table for each space and budget that ours was evaluated with."""
+    found = [one for one in evaluated(rows) if one["method"] == OURS]
+    for space, budget in sorted({(one["space"], budget_of(one)) for one in found}):
+        own = [one["accuracy"] for one in found if (one["space"], budget_of(one)) == (space, budget)]
+        accuracy = summary(own)
+        seeds = f"{len(own)} of {len(EVALUATION_SEEDS)} seeds"
+        yield (
+            f"| {OURS} on NAS-Bench-201, {space}, {budget[1]}, {seeds} | no seed below {LEAST_GOOD}, mean above "
+            f"{ALL_3X3} | least {accuracy.low:.2f}, mean {accuracy.mean:.2f} |"
+        )
 
 
 def _yardsticks(values: Mapping[str, float]) -> Iterator[str]:
