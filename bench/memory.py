@@ -9,15 +9,20 @@ that of a whole step, alpha and weights, above what lives between steps. Counted
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from typing import Any
+
+import torch
 
 from ..engine.errors import ConfigError
 from ..profiles.tracker import LiveBytes
 from . import command
-from .gate import gates_of
+from .gate import Gate, gates_of
 from .results import Row, append, provenance, row
 from .step import Step, build_step
 from .variants import BASE, Variant, of_methods, sampled, size_of, sweep, title
@@ -27,6 +32,7 @@ MIB = 1 << 20
 BATCHES, PLAIN_BATCHES = (8, 16), (2, 3)
 # The step that makes the optimizers' state needs few images, and few pixels of the last map.
 WARM_IMAGES, WARM_PIXELS = 2, 2
+MOST_WORKERS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,27 +101,50 @@ def variants(methods: Sequence[str], space: str) -> Iterator[Variant]:
 
 
 def rows(
-    lines: Sequence[Variant], size: dict[str, Any], batches: tuple[int, int] | None, draws: int, shown: str
-) -> Iterator[Row]:
-    """One row for each line as it is measured, all gates first; a line that its method does not have is left out.
+    lines: Sequence[Variant], size: dict[str, Any], batches: tuple[int, int] | None, draws: int, shown: str,
+    workers: int = 1,
+) -> Iterator[Row]:  # fmt: skip
+    """A row for each line, in their order, once all gates are green; a line that its method does not have is left out.
 
     Args:
         batches: of the slopes; None takes `BATCHES`, and `PLAIN_BATCHES` under plain autograd.
         draws: of a method that samples.
         shown: the command that measures the same again.
+        workers: processes that measure; bytes are counted, so that they do not disturb each other's figures.
 
     Raises:
-        GateError: for a method whose gradients are wrong; nothing is measured then.
+        GateError: for a method whose gradients are wrong; there is no row then.
     """
-    gates = gates_of(lines, size["space"])
-    facts = provenance(shown)
-    for line in lines:
-        used = batches or (PLAIN_BATCHES if line.plain else BATCHES)
-        options = {**size, "method": line.method, **line.options}
+    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        waiting = []
+        for line in lines:
+            used = batches or (PLAIN_BATCHES if line.plain else BATCHES)
+            options = {**size, "method": line.method, **line.options}
+            waiting.append((line, used, options, pool.submit(_measured, used, draws, options)))
         try:
-            found = slopes(used, draws, **options)
-        except ConfigError as error:
-            print(f"left out: {line.name}: {error}", file=sys.stderr)
+            gates = gates_of(lines, size["space"])
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        yield from _rows(waiting, gates, provenance(shown))
+
+
+def _measured(batches: tuple[int, int], draws: int, options: dict[str, Any]) -> list[Slope] | str:
+    """The slopes, or why there are none."""
+    try:
+        return slopes(batches, draws, **options)
+    except ConfigError as error:
+        return str(error)
+
+
+def _rows(
+    waiting: Sequence[tuple[Variant, tuple[int, int], dict[str, Any], Future[list[Slope] | str]]],
+    gates: Mapping[Any, Gate], facts: Mapping[str, Any],
+) -> Iterator[Row]:  # fmt: skip
+    for line, used, options, future in waiting:
+        found = future.result()
+        if isinstance(found, str):
+            print(f"left out: {line.name}: {found}", file=sys.stderr)
             continue
         figures = {
             "kept_per_image_bytes": [one.kept_per_sample_bytes for one in found],
@@ -169,7 +198,9 @@ def main(argv: Sequence[str]) -> int:
     found, base = [], None
     if not arguments.json:
         print(table_title(size), flush=True)
-    for one in rows(lines, size, batches, arguments.draws, command.again("memory", argv)):
+    # Dense rows of ImageNet's size take gigabytes each.
+    workers = 1 if arguments.imagenet else min(os.cpu_count() or 1, MOST_WORKERS)
+    for one in rows(lines, size, batches, arguments.draws, command.again("memory", argv), workers):
         if one["name"] == BASE:
             base = one["figures"]["peak_per_image_bytes"]["median"]
         print(json.dumps(one) if arguments.json else table_line(one, base), flush=True)
