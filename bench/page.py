@@ -140,7 +140,7 @@ def figures(rows: Sequence[Row]) -> dict[str, Figure]:
     if peaks:
         found["bench-memory"] = against_k(peaks, peak_mib, "peak of a step, MiB per image", title(_size(peaks)))
     if times:
-        where = f"{title(_size(times))}, batch {_size(times)['batch']}\n{times[0]['provenance']['machine']}"
+        where = f"{title(_size(times))}\nbatch {_size(times)['batch']}, {times[0]['provenance']['machine']}"
         found["bench-throughput"] = against_k(times, images_per_s, "images a second", where)
         if peaks:
             found["bench-pareto"] = memory_and_time(peaks, times, where)
