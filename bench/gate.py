@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,8 +87,8 @@ def gates_of(lines: Iterable[Variant], space: str) -> dict[tuple[str, str], Gate
     return gates
 
 
-def _gradients(**options: object) -> dict[str, Tensor | None]:
-    step = build_step(**options)  # type: ignore[arg-type]
+def _gradients(**options: Any) -> dict[str, Tensor | None]:
+    step = build_step(**options)
     step.forward().backward()
     named = [*step.net.named_parameters(), *step.sampler.named_parameters()]
     return {name: parameter.grad for name, parameter in named}

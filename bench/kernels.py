@@ -23,7 +23,7 @@ from ..profiles.errors import one_line
 from . import command
 from .gate import Gate
 from .native import TOLERANCE, cases, error, times_ms
-from .results import Row, append, provenance, row
+from .results import Row, provenance, row, show_and_keep
 
 PARTS = ("cpu", "traffic", "predictions")
 BRANCHES = 4
@@ -135,15 +135,15 @@ def main(argv: Sequence[str]) -> int:
         "traffic": lambda: traffic_rows(facts),
         "predictions": lambda: prediction_rows(facts),
     }
-    found: list[Row] = []
-    for part in parts:
-        for one in sources[part]():
-            if not arguments.json and (not found or found[-1]["kind"] != one["kind"]):
-                print(HEADS[one["kind"]])
-            print(json.dumps(one) if arguments.json else table_line(one), flush=True)
-            found.append(one)
-    if arguments.out is not None:
-        append(arguments.out, found)
+    shown: set[str] = set()
+
+    def text(one: Row) -> str:
+        head = "" if one["kind"] in shown else HEADS[one["kind"]] + "\n"
+        shown.add(one["kind"])
+        return head + table_line(one)
+
+    found = (one for part in parts for one in sources[part]())
+    show_and_keep(found, text, as_json=arguments.json, out=arguments.out)
     return 0
 
 

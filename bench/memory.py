@@ -8,7 +8,6 @@ that of a whole step, alpha and weights, above what lives between steps. Counted
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from ..engine.errors import ConfigError
 from ..profiles.tracker import LiveBytes
 from . import command
 from .gate import Gate, gates_of
-from .results import Row, append, provenance, row
+from .results import Row, provenance, row, show_and_keep
 from .step import Step, build_step
 from .variants import BASE, Variant, of_methods, sampled, size_of, sweep, title
 
@@ -195,18 +194,19 @@ def main(argv: Sequence[str]) -> int:
             allowed="2 <= LOW < HIGH, 1 draw or more", next="--batches 8 16 --draws 3",
         )  # fmt: skip
     lines = [one for one in variants(methods, arguments.space) if arguments.only in one.name]
-    found, base = [], None
     if not arguments.json:
         print(table_title(size), flush=True)
     # Dense rows of ImageNet's size take gigabytes each.
     workers = 1 if arguments.imagenet else min(os.cpu_count() or 1, MOST_WORKERS)
-    for one in rows(lines, size, batches, arguments.draws, command.again("memory", argv), workers):
+    base: dict[str, float] = {}
+
+    def text(one: Row) -> str:
         if one["name"] == BASE:
-            base = one["figures"]["peak_per_image_bytes"]["median"]
-        print(json.dumps(one) if arguments.json else table_line(one, base), flush=True)
-        found.append(one)
-    if arguments.out is not None:
-        append(arguments.out, found)
+            base["bytes"] = one["figures"]["peak_per_image_bytes"]["median"]
+        return table_line(one, base.get("bytes"))
+
+    found = rows(lines, size, batches, arguments.draws, command.again("memory", argv), workers)
+    show_and_keep(found, text, as_json=arguments.json, out=arguments.out)
     return 0
 
 

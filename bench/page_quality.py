@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from .quality import EVALUATION_SEEDS, LEAST_GOOD, YARDSTICKS
+from .quality import EVALUATION_SEEDS, LEAST_GOOD, YARDSTICKS, paired_lines
 from .results import Row
-from .statistics import paired, summary
+from .statistics import summary
 
 OURS = "msg"
 # The cell with 3x3 convolutions alone, which a search has to beat on average.
@@ -62,9 +62,10 @@ def _yardsticks(values: Mapping[str, float]) -> Iterator[str]:
 def _of_budget(budget: str, rows: Sequence[Row]) -> Iterator[str]:
     yield f"**{budget} a search**\n"
     yield f"| {' | '.join(HEADS)} |\n{'|---' * len(HEADS)}|"
-    methods = dict.fromkeys(one["method"] for one in rows)
-    for method in methods:
-        own = [one for one in rows if one["method"] == method]
+    groups = {
+        name: [one for one in rows if one["method"] == name] for name in dict.fromkeys(one["method"] for one in rows)
+    }
+    for method, own in groups.items():
         accuracy = summary([one["accuracy"] for one in own])
         means = [summary([one[name] for one in own]).mean for name in ("regret", "tau", "tau_of_parameters", "cpu_s")]
         bad = sum(one["accuracy"] < LEAST_GOOD for one in own)
@@ -74,22 +75,5 @@ def _of_budget(budget: str, rows: Sequence[Row]) -> Iterator[str]:
             f"| {means[3]:.0f} |"
         )
     yield ""
-    yield from _tests(rows, [method for method in methods if method != OURS])
-
-
-def _tests(rows: Sequence[Row], others: Sequence[str]) -> Iterator[str]:
-    by_seed = {(one["method"], one["seed"]): one["accuracy"] for one in rows}
-    for other in others:
-        both = [
-            (by_seed[OURS, seed], by_seed[other, seed]) for seed in EVALUATION_SEEDS
-            if (OURS, seed) in by_seed and (other, seed) in by_seed
-        ]  # fmt: skip
-        if len(both) < 2:
-            continue
-        test = paired(*zip(*both, strict=True))
-        low, high = test.interval
-        yield (
-            f"- {OURS} - {other}: {test.difference:+.2f} (95 % {low:+.2f} to {high:+.2f}, n={test.n}; "
-            f"paired t p={test.t_p:.3f}, Wilcoxon p={test.wilcoxon_p:.3f})"
-        )
+    yield from (f"- {line}" for line in paired_lines(groups, OURS))
     yield ""

@@ -96,7 +96,7 @@ def table_text(table: Table, rows: Sequence[Mapping[str, Any]], against: str = "
         lines.append(f"\n{minutes:g} CPU minutes" if minutes else f"\n{passes} sample-passes")
         groups = {key: list(group) for key, group in groupby(sorted(of_budget, key=name), name)}
         lines += [_method_line(key, group) for key, group in groups.items()]
-        lines += _paired_lines(groups, against)
+        lines += [f"  {line}" for line in paired_lines(groups, against)]
     return "\n".join(lines)
 
 
@@ -109,10 +109,14 @@ def _method_line(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _paired_lines(groups: Mapping[str, Sequence[Mapping[str, Any]]], against: str) -> Iterator[str]:
-    if against not in groups:
-        return
-    ours = {row["seed"]: row["accuracy"] for row in groups[against]}
+def paired_lines(groups: Mapping[str, Sequence[Mapping[str, Any]]], against: str) -> Iterator[str]:
+    """`against` and each other method on the seeds that both have, two at least: difference, interval, tests.
+
+    Args:
+        groups: rows by method.
+        against: whose accuracies the others' are taken from.
+    """
+    ours = {row["seed"]: row["accuracy"] for row in groups.get(against, ())}
     for name, rows in groups.items():
         both = [(ours[row["seed"]], row["accuracy"]) for row in rows if row["seed"] in ours]
         if name == against or len(both) < 2:
@@ -120,8 +124,8 @@ def _paired_lines(groups: Mapping[str, Sequence[Mapping[str, Any]]], against: st
         test = paired(*zip(*both, strict=True))
         low, high = test.interval
         yield (
-            f"  {against} - {name}: {test.difference:+.2f} (95 % {low:+.2f} to {high:+.2f}, n={test.n}, "
-            f"t p={test.t_p:.3f}, Wilcoxon p={test.wilcoxon_p:.3f})"
+            f"{against} - {name}: {test.difference:+.2f} (95 % {low:+.2f} to {high:+.2f}, n={test.n}; "
+            f"paired t p={test.t_p:.3f}, Wilcoxon p={test.wilcoxon_p:.3f})"
         )
 
 

@@ -13,7 +13,7 @@ import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -135,6 +135,20 @@ def append(path: Path, rows: Iterable[Row]) -> None:
     except OSError as error:
         raise DataError(f"{path} cannot be written", got=error.strerror, next="--out FILE of your own") from None
     read(path)
+
+
+def show_and_keep(rows: Iterable[Row], text: Callable[[Row], str], *, as_json: bool, out: Path | None) -> None:
+    """Print each row as it comes, as `text` says or as JSON, and add all to `out` where there is one.
+
+    Raises:
+        DataError: as `append`.
+    """
+    found = []
+    for one in rows:
+        print(json.dumps(one) if as_json else text(one), flush=True)
+        found.append(one)
+    if out is not None:
+        append(out, found)
 
 
 def read(path: Path) -> list[Row]:

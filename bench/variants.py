@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..engine.config import doubled_to
 from ..engine.errors import ConfigError
 from ..engine.method import method_named
 from ..engine.space import space_named
@@ -86,15 +87,10 @@ def sampled(k: int, policy: str, *, mode: str = "union", impl: str = "auto") -> 
     return Variant(name + (", plain PyTorch" if impl == "reference" else ""), "msg", {"k": k, "mode": mode, **how})
 
 
-def ks_of(space: str) -> tuple[int, ...]:
-    """K = 1, 2, 4 and all operations."""
-    operations = space_named(space).num_operations
-    return (*(k for k in (1, 2, 4) if k < operations), operations)
-
-
 def sweep(space: str) -> list[Variant]:
-    """K against policy."""
-    return [sampled(k, policy) for policy in SWEPT for k in ks_of(space)]
+    """K, from 1 to all candidates of an edge, against policy."""
+    ks = doubled_to(space_named(space).candidates_per_edge())
+    return [sampled(k, policy) for policy in SWEPT for k in ks]
 
 
 def of_methods(methods: Sequence[str], own: Sequence[Variant]) -> Iterator[Variant]:

@@ -218,13 +218,17 @@ def choices(name: str) -> tuple[str, ...]:
     return get_args(TYPES[name]) if get_origin(TYPES[name]) is Literal else ()
 
 
+def doubled_to(k: int) -> tuple[int, ...]:
+    """1, 2, 4 and so on below k, and k itself."""
+    return (*(1 << n for n in range(k.bit_length()) if 1 << n < k), k)
+
+
 def stages_of(k: int, schedule: str) -> tuple[int, ...]:
     """What `k_stages` is for a largest K and a `k_schedule`. Raises ConfigError as that does."""
     if schedule == "":
         return (k,)
-    doubling = (*(1 << n for n in range(k.bit_length()) if 1 << n < k), k)
     if schedule in ("grow", "shrink"):
-        return doubling if schedule == "grow" else doubling[::-1]
+        return doubled_to(k) if schedule == "grow" else doubled_to(k)[::-1]
     return listed("k_schedule", schedule)
 
 

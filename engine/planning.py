@@ -19,7 +19,7 @@ from ..profiles.budget import Budget
 from ..profiles.planner import MARGIN, Choices, Plan, Setting, Surface, best_of, plan, usable_bytes
 from ..profiles.predictor import Prediction, Speed
 from .checks import POLICIES
-from .config import SearchConfig, build, stages_of
+from .config import SearchConfig, build, doubled_to, stages_of
 from .errors import ConfigError
 from .implementation import choose, resolve
 from .machine import GRAPH_LAUNCH_S, HOST_LAUNCH_S, OLDEST_TRITON_ARCH, Machine
@@ -149,8 +149,8 @@ class Planner:
         """
         choices = self.choices()
         found = plan(self._stages, self.budget_bytes, choices, exact=self._exact)
-        if self.dtypes != (self.config.dtype,):
-            why = f"{self.dtypes[0]}: half the bytes of {self.config.dtype}, which --dtype {self.config.dtype} keeps"
+        if self.dtype != self.config.dtype:
+            why = f"{self.dtype}: half the bytes of {self.config.dtype}, which --dtype {self.config.dtype} keeps"
             found = dataclasses.replace(found, why=(*found.why, why))
         config = dataclasses.replace(self.config, **dataclasses.asdict(found.setting))
         by_k = self._exact.stages(*dataclasses.astuple(found.setting))
@@ -167,7 +167,7 @@ class Planner:
         return tuple(spread(self.probe, config, SPREAD_DRAWS))
 
     @property
-    def dtypes(self) -> tuple[str, ...]:
+    def dtype(self) -> str:
         """The dtype that was asked for; where it is free, bfloat16 if the device computes in it at least as fast.
 
         Its maps are half as large, so that it is then leaner and quicker whatever else is chosen.
@@ -175,8 +175,8 @@ class Planner:
         flops = {dtype: speed.flops for dtype, speed in self.target.speeds.items()}
         asked = self.config.dtype
         if "dtype" in self.pins or self.target.impl != "triton" or flops.get("bfloat16", 0.0) < flops[asked]:
-            return (asked,)
-        return ("bfloat16",)
+            return asked
+        return "bfloat16"
 
     def choices(self) -> Choices:
         """What is free."""
@@ -195,7 +195,7 @@ class Planner:
             modes, ks = ("subgraphs",), [k for k in ks if k > 1]
         ks = [k for k in ks if len(stages_of(k, config.k_schedule)) <= config.epochs]
         return Choices(
-            tuple(ks), config.batch, batches[1], batches[0], policies, tuple(modes), self.dtypes,
+            tuple(ks), config.batch, batches[1], batches[0], policies, tuple(modes), (self.dtype,),
             cells=config.layers if len(policies) > 1 else 0,
         )  # fmt: skip
 
@@ -211,7 +211,7 @@ class Planner:
             alone = mode == "subgraphs" and config.execution == "sequential"
             for k in choices.ks[-1:] if alone else choices.ks:
                 for policy in choices.policies if policies is None else policies:
-                    setting = Setting(k, config.batch, policy, mode, self.dtypes[0])
+                    setting = Setting(k, config.batch, policy, mode, self.dtype)
                     most = max(config.batch, choices.max_batch)
                     largest = self.surface.largest_batch(setting, 2, most, limit_bytes)
                     batch = None if largest is None else largest.batch
@@ -292,10 +292,7 @@ def _alike(
 
 
 def _survey_together(planners: Mapping[str, Planner], mine: Planner, workers: int) -> None:
-    """Let every process survey some policies of some methods; this one takes every other policy of the plan's own.
-
-    The first operations that a process traces cost it most, so that this one does not wait for the others' end.
-    """
+    """Let every process survey some policies of some methods; this one takes every other policy of the plan's own."""
     tasks = [(method, policy) for method, planner in planners.items() for policy in planner.choices().policies]
     ours = [(method, policy) for method, policy in tasks if planners[method] is mine][::2]
     fork = multiprocessing.get_context("fork")
@@ -335,9 +332,8 @@ def methods_named(text: str) -> tuple[str, ...]:
 
 
 def ks_of(config: SearchConfig) -> tuple[int, ...]:
-    """1, 2, 4 and so on, and all operations of the space."""
-    operations = space_named(config.space).candidates_per_edge()
-    return (*(1 << n for n in range(operations) if 1 << n < operations), operations)
+    """1, 2, 4 and so on, and all candidates of an edge."""
+    return doubled_to(space_named(config.space).candidates_per_edge(with_none=config.with_none))
 
 
 def classes_of(config: SearchConfig) -> int:

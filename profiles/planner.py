@@ -339,8 +339,6 @@ def _reasons(
     else:
         yield f"batch {setting.batch}: the largest that keeps {in_words(limit_bytes)}"
     second = f"; next is {best[1].setting.policy} with {best[1].paths_per_s:,.0f}" if len(best) > 1 else ""
-    if len(choices.dtypes) > 1:
-        yield f"{setting.dtype}: the quicker of {' and '.join(choices.dtypes)}"
     yield f"policy {first.setting.policy}: {first.paths_per_s:,.0f} paths/s predicted{second}"
     if last is not first:
         late = setting.policy.count(setting.policy.rpartition(",")[2])

@@ -251,6 +251,7 @@ def test_methods_that_take_the_same_step_share_their_rows():
 
 
 def test_what_a_plan_asks_of_a_configuration():
+    assert ks_of(demo(with_none=False)) == (1, 2, 4, 7)
     assert ks_of(demo()) == (1, 2, 4, 8) and ks_of(demo(space="nasbench201", layers=3)) == (1, 2, 4, 5)
     assert classes_of(demo(data="cifar100")) == 100 and classes_of(demo(data="imagefolder:/nowhere")) == 1000
 
