@@ -79,9 +79,11 @@ def _variation(made: SearchPlan) -> Iterator[str]:
 def _flags(made: SearchPlan) -> str:
     """The plan as options of `msgdas search`, without those that the method fixes."""
     setting, fixed = made.plan.setting, method_named(made.config.method).fixed
-    return " ".join(
-        f"--{name} {getattr(setting, name)}" for name in ("k", "batch", "policy", "mode") if name not in fixed
-    ) + (f" --set dtype={setting.dtype}" if setting.dtype != FIELDS["dtype"].default else "")
+    flags = [f"--{name} {getattr(setting, name)}" for name in ("k", "batch", "policy", "mode") if name not in fixed]
+    # These are options of a plan alone.
+    keys = {"dtype": setting.dtype, "k_schedule": made.config.k_schedule}
+    flags += [f"--set {name}={value}" for name, value in keys.items() if value != FIELDS[name].default]
+    return " ".join(flags)
 
 
 def _table(made: SearchPlan) -> Iterator[str]:

@@ -136,6 +136,17 @@ def test_other_errors(capsys, tmp_path, monkeypatch, words, code, said):
     assert not list(tmp_path.rglob("metrics.jsonl"))
 
 
+def test_a_plan_says_how_to_search_with_it(capsys, tmp_path):
+    """Its words, dtype and schedule included, are what `msgdas search` takes."""
+    small = ["--channels", "4", "--layers", "3", "--image", "16", "--epochs", "8", "--warmup", "0"]
+    words = ["plan", *small, "--gpu", "rtx-4090", "--k-schedule", "grow", "--methods", "msg", "--out", str(tmp_path)]
+    assert main(words) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("to search with it: ")]
+    flags = line.partition(" same options and ")[2].split()
+    config = config_of(parser().parse_args(["search", *small, *flags]))
+    assert (config.dtype, config.k_schedule) == ("bfloat16", "grow") and config.batch == 1024
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [

@@ -37,15 +37,14 @@ CONTENDED = """
 import time
 from pathlib import Path
 from msgdas.profiles.sampler import MemorySampler
-wrong = counted = lost = last = 0
+counted = lost = 0
 with MemorySampler(library=Path(sys.argv[1]), capacity=1, rate_hz=1e6) as sampler:
     begin = end = time.monotonic_ns()
     while end - begin < 500_000_000:
         part = sampler.read()
-        wrong += any(at_ns <= last for at_ns in part.times_ns)
-        counted, lost, last = counted + len(part.times_ns), lost + part.lost, max([last, *part.times_ns])
+        counted, lost = counted + len(part.times_ns), lost + part.lost
         end = time.monotonic_ns()
-print(json.dumps([wrong, counted, lost, 1e9 * (counted + lost) / (end - begin)]))
+print(json.dumps([counted, 1e9 * (counted + lost) / (end - begin)]))
 """
 SAMPLE = """
 import time
@@ -142,8 +141,8 @@ def test_reading_while_it_samples_loses_nothing_and_repeats_nothing(library):
 
 
 def test_a_reader_that_asks_all_the_time_does_not_hold_the_native_thread_up(in_child, native_sampler):
-    wrong, counted, lost, rate_hz = in_child(CONTENDED, None, str(native_sampler))
-    assert wrong == 0 and counted > 100 and lost >= 0 and rate_hz >= 1000
+    counted, rate_hz = in_child(CONTENDED, None, str(native_sampler))
+    assert counted > 100 and rate_hz >= 1000
 
 
 @pytest.mark.parametrize(
