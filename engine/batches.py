@@ -100,6 +100,22 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
+class Shard:
+    """The rows of each batch that one process takes: batch / world of them, from row rank * batch / world on."""
+
+    rank: int = 0
+    world: int = 1
+
+    def rows(self, batch: int) -> slice:
+        share = batch // self.world
+        return slice(self.rank * share, (self.rank + 1) * share)
+
+
+# One process takes whole batches.
+ALONE = Shard()
+
+
+@dataclass(frozen=True, slots=True)
 class _Epoch:
     """The order of an epoch, and the augmentation of every image of the data set in it."""
 
@@ -129,6 +145,7 @@ class Batches:
         cutout: side of the square in pixels; it may reach over the border.
         dtype: of the images.
         prefetch: make the next step's batch in a thread meanwhile; the batches are the same.
+        shard: the part of every batch that `at` makes; `world` divides the batch.
 
     Raises:
         DataError: for fewer images than a batch.
@@ -146,7 +163,9 @@ class Batches:
         cutout: int = 0,
         dtype: torch.dtype = torch.float32,
         prefetch: bool = False,
+        shard: Shard = ALONE,
     ) -> None:
+        assert batch % shard.world == 0, (batch, shard)
         if len(indices) < batch:
             raise DataError(
                 f"half {stream} of {dataset.name} is smaller than a batch",
@@ -158,6 +177,7 @@ class Batches:
         self.seed, self.stream = seed, stream
         self.augment, self.cutout, self.dtype = augment, cutout, dtype
         self.per_epoch = len(indices) // batch
+        self.shard = shard
         self._mean_C = torch.tensor(dataset.statistics.mean, dtype=dtype)
         self._std_C = torch.tensor(dataset.statistics.std, dtype=dtype)
         self._latest: _Epoch | None = None
@@ -179,7 +199,7 @@ class Batches:
         self._worker, self._ahead = None, None
 
     def at(self, step: int) -> Batch:
-        """The batch of that step, counted from 0. Calls may come in any order.
+        """This shard's part of the batch of that step, counted from 0. Calls may come in any order.
 
         Raises:
             DataError: for an image that cannot be read, in the call whose batch it belongs to.
@@ -212,7 +232,7 @@ class Batches:
         if epoch is None or epoch.number != number:
             epoch = self._latest = self._draw(number)
         chosen = epoch.order[place * self.batch : (place + 1) * self.batch]
-        return self._batch(self.indices[chosen], epoch if self.augment else None)
+        return self._batch(self.indices[chosen[self.shard.rows(self.batch)]], epoch if self.augment else None)
 
     def _draw(self, number: int) -> _Epoch:
         order = generator(self.seed, self.stream, number, "order")

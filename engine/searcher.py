@@ -19,10 +19,9 @@ from ..profiles.errors import BudgetError
 from ..profiles.room import ReadRoom
 from . import checkpoint, rundir, schedule
 from .assembly import build_learner
-from .batches import Batch, Batches, dataset_fingerprint, split_halves
+from .batches import Batch
 from .budgeting import guard_of, probed
 from .config import SearchConfig
-from .data import load
 from .derive import skip_count
 from .draw import save_cells
 from .environment import environment
@@ -30,7 +29,7 @@ from .errors import CheckpointError, InterruptedSearchError, NumericsError, RunF
 from .evaluate import best_of, derived, evaluate, genotype_paths, random_cells
 from .genotype import Genotype
 from .guard import Descent, Guard, context_bytes, room_of
-from .images import FolderImages
+from .halves import open_halves
 from .implementation import device_of
 from .progress import Progress
 from .recording import Recording
@@ -89,21 +88,9 @@ class _Run:
         torch.set_num_threads(config.threads or os.cpu_count() or 1)
         self.folder, self.config, self.device = folder, config, device
         self.space = space_named(config.space)
-        dataset = load(config)
-        w_indices, alpha_indices = split_halves(dataset.labels, seed=config.seed, limit=config.limit)
-        self.num_classes = len(dataset.classes)
-
-        def batches(indices: torch.Tensor, stream: str) -> Batches:
-            return Batches(
-                dataset, indices, batch=config.batch, seed=config.seed, stream=stream, augment=config.augment,
-                cutout=config.cutout, dtype=getattr(torch, config.dtype),
-                prefetch=isinstance(dataset, FolderImages),
-            )  # fmt: skip
-
-        self.w_batches, self.alpha_batches = batches(w_indices, "w"), batches(alpha_indices, "alpha")
-        self.fingerprint = dataset_fingerprint(dataset.labels, w_indices, alpha_indices)
-        self.learner, self.impl, self.impl_note = build_learner(config, device, self.num_classes)
-        self.steps_per_epoch = self.w_batches.per_epoch
+        self.halves = open_halves(config)
+        self.learner, self.impl, self.impl_note = build_learner(config, device, self.halves.classes)
+        self.steps_per_epoch = self.halves.w.per_epoch
         self.total_steps = self.steps_per_epoch * config.epochs
         self.step, self.epoch_closed = 0, False
         self.at = 0  # the step being taken, or the last while an epoch is judged
@@ -122,8 +109,7 @@ class _Run:
             self.peak_bytes = max(self.peak_bytes, row.get("peak_bytes", 0))
         title = f"{self.config.recipe} · {self.config.method} · K={self.config.k} · {self.config.mode}"
         with ExitStack() as stack:
-            stack.callback(self.alpha_batches.close)
-            stack.callback(self.w_batches.close)
+            stack.enter_context(self.halves)
             self.metrics = MetricsWriter(metrics_path)
             stack.callback(self.metrics.close)
             purge = self.step if start is not None else None
@@ -135,7 +121,9 @@ class _Run:
             if self.impl_note is not None:
                 self.progress.note(self.impl_note)
             if not self.step:
-                self._write({"kind": "data", "step": 0, "images": self.fingerprint, "classes": self.num_classes})
+                self._write(
+                    {"kind": "data", "step": 0, "images": self.halves.fingerprint, "classes": self.halves.classes}
+                )
             if start is not None:
                 self.progress.note(f"resumed after step {self.step} of {self.total_steps} from {start.path}")
                 self._write(
@@ -154,13 +142,13 @@ class _Run:
 
     def _guard(self, *, resumed: bool) -> Guard:
         return guard_of(
-            self.config, self.learner, self.device, classes=self.num_classes, impl=self.impl,
+            self.config, self.learner, self.device, classes=self.halves.classes, impl=self.impl,
             read_room=self.read_room, context_bytes=self.context_bytes, resumed=resumed, say=self._say_descent,
         )  # fmt: skip
 
     def _probe(self) -> None:
         """Hold the prediction against one real step before the first."""
-        result, warning = probed(self.config, self.guard, self.device, classes=self.num_classes, impl=self.impl)
+        result, warning = probed(self.config, self.guard, self.device, classes=self.halves.classes, impl=self.impl)
         self.folder.write_json(rundir.PROBE, result.to_dict())
         self.progress.note(result.line())
         if result.missed:
@@ -224,11 +212,11 @@ class _Run:
         recording = Recording(self.learner, self.device) if measured else None
         with recording or nullcontext():
             if schedule.alpha_due(self.config, epoch, place):
-                batch = (self.alpha_batches if self.config.alpha_half == "alpha" else self.w_batches).at(self.step)
-                ahead = self.w_batches.at(self.step) if self.config.order == 2 else None
+                batch = (self.halves.alpha if self.config.alpha_half == "alpha" else self.halves.w).at(self.step)
+                ahead = self.halves.w.at(self.step) if self.config.order == 2 else None
                 alpha = self._checked("alpha", self._alpha_step(ahead), batch, moment, recording)
                 images += len(batch.labels_B)
-            batch = self.w_batches.at(self.step)
+            batch = self.halves.w.at(self.step)
             result: WeightResult = self._checked("weight", self.learner.weight_step, batch, moment, recording)
             images += len(batch.labels_B)
         seconds = time.perf_counter() - begin
@@ -333,7 +321,7 @@ class _Run:
     def _held(self, count: int) -> Iterable[Batch]:
         """The first batches of the alpha half as cells are judged on them, all of `eval_images` for 0."""
         size = max(2, self.learner.rung.images(self.config.batch))
-        held = self.alpha_batches.sequential(self.config.eval_images, size)
+        held = self.halves.alpha.sequential(self.config.eval_images, size)
         return itertools.islice(held, count) if count else held
 
     def _best_random_cell(self) -> Genotype:
@@ -352,13 +340,13 @@ class _Run:
     def _state(self) -> dict[str, Any]:
         return {
             "learner": self.learner.state_dict(), "epoch_closed": self.epoch_closed,
-            "val_accuracy": self.val_accuracy, "fingerprint": self.fingerprint,
+            "val_accuracy": self.val_accuracy, "fingerprint": self.halves.fingerprint,
         }  # fmt: skip
 
     def _restore(self, start: checkpoint.Checkpoint) -> None:
-        if start.state["fingerprint"] != self.fingerprint:
+        if start.state["fingerprint"] != self.halves.fingerprint:
             raise CheckpointError(
-                f"checkpoint {start.path} was made with other images", got=self.fingerprint,
+                f"checkpoint {start.path} was made with other images", got=self.halves.fingerprint,
                 allowed=start.state["fingerprint"], next="put the data back, or search anew without --resume",
             )  # fmt: skip
         self.learner.load_state_dict(start.state["learner"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from msgdas.engine.batches import PADDING, Batches, generator, split_halves
+from msgdas.engine.batches import PADDING, Batches, Shard, generator, split_halves
 from msgdas.engine.errors import DataError
 from msgdas.engine.images import Images, Statistics
 
@@ -199,3 +199,12 @@ def test_the_generator_is_the_documented_hash() -> None:
     seed = int.from_bytes(hashlib.blake2b(b"(3, 'w', 0, 'order')", digest_size=8).digest(), "little")
     expected = torch.randperm(9, generator=torch.Generator().manual_seed(seed))
     assert torch.equal(torch.randperm(9, generator=generator(3, "w", 0, "order")), expected)
+
+
+def test_shards_are_the_parts_of_the_batch_in_order() -> None:
+    data = numbered()
+    whole = batches(data)
+    for step in (0, 4, 9):
+        parts = [batches(data, shard=Shard(rank, 3)).at(step) for rank in range(3)]
+        assert torch.equal(torch.cat([part.indices_B for part in parts]), whole.at(step).indices_B)
+        assert torch.equal(torch.cat([part.images_BCHW for part in parts]), whole.at(step).images_BCHW)

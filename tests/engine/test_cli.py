@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from msgdas.engine import cli
-from msgdas.engine.cli import EXIT_CODES, config_of, keys, main, parser
+from msgdas.engine.cli import EXIT_CODES, main, parser
+from msgdas.engine.commands.configuration import config_of, keys
 from msgdas.engine.config import SearchConfig
 from msgdas.engine.recipes import RECIPES, demo
 

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from msgdas.engine.cli import config_of, parser
+from msgdas.engine.cli import parser
+from msgdas.engine.commands.configuration import config_of
 from msgdas.engine.config import SearchConfig
 from msgdas.engine.errors import RunFolderError
 from msgdas.engine.history import History

@@ -1,0 +1,1 @@
+"""The commands, a module each: `add` tells argparse what it takes, `run` returns what is printed."""

@@ -1,0 +1,58 @@
+"""`msgdas search`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..config import FIELDS
+from ..errors import ConfigError
+from .configuration import add_configuration, config_of, given, keys
+
+
+def add(commands: Any) -> None:
+    search = commands.add_parser(
+        "search", help="search for a cell", allow_abbrev=False,
+        description="Search for a cell. Values: a recipe's, those of --config over them, flags over both.",
+    )  # fmt: skip
+    add_configuration(search)
+    search.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run folder")
+    search.add_argument("--out", type=Path, metavar="RUN", help="the new run folder (default: runs/RECIPE-DATE)")
+    search.add_argument("--keys", action="store_true", help="list all configuration keys and leave")
+    search.add_argument(
+        "--budget", default=argparse.SUPPRESS, metavar="SIZE",
+        help="plan for 10GiB, 80%% or auto (all that is free), then search and keep to it",
+    )  # fmt: skip
+
+
+def run(arguments: argparse.Namespace) -> str:
+    if arguments.keys:
+        return keys()
+    if arguments.resume:
+        values = vars(arguments)
+        extra = [name for name in FIELDS if name in values and name != "recipe"]
+        extra += [name for name in ("recipe", "config", "out", "set") if values[name]]
+        if extra:
+            raise ConfigError(
+                "--resume goes on with the run folder's own configuration", got=", ".join(extra),
+                allowed="--resume RUN alone", next=f"msgdas search --resume {arguments.resume}",
+            )  # fmt: skip
+        from ..result import summary
+        from ..searcher import resume
+
+        return summary(resume(arguments.resume))
+    config = config_of(arguments)
+    if "budget" not in vars(arguments):
+        from ..result import summary
+        from ..searcher import search
+
+        return summary(search(config, out=arguments.out))
+    from ..plan import plan_here
+    from ..plan_text import as_dict, brief
+    from ..result import summary
+    from ..searcher import search
+
+    made = plan_here(config, arguments.budget, pins=given(arguments)[1])
+    print(brief(made), flush=True)
+    return summary(search(made.config, out=arguments.out, plan=as_dict(made)))

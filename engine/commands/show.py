@@ -1,0 +1,26 @@
+"""`msgdas show`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add(commands: Any) -> None:
+    show = commands.add_parser("show", help="draw and count the cells of a run or a genotype file", allow_abbrev=False)
+    show.add_argument("target", metavar="RUN|GENOTYPE", help="a run folder, a genotype file, or FILE:NAME")
+    for name in ("channels", "layers", "image", "classes"):
+        show.add_argument(f"--{name}", type=int, help=f"{name} of the derived network")
+    show.add_argument("--stem", choices=("cifar", "imagenet"), help="stem of the derived network")
+    show.add_argument("--out", type=Path, metavar="DIR", help="where the pictures go")
+    show.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(arguments: argparse.Namespace) -> str:
+    from ..show import show
+
+    return show(
+        arguments.target, channels=arguments.channels, layers=arguments.layers, image=arguments.image,
+        classes=arguments.classes, stem=arguments.stem, out=arguments.out, as_json=arguments.json,
+    )  # fmt: skip

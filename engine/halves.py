@@ -1,0 +1,64 @@
+"""The two halves of a search's images, as the batches of one process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from .batches import ALONE, Batches, Shard, dataset_fingerprint, split_halves
+from .config import SearchConfig
+from .data import load
+from .images import FolderImages
+
+
+@dataclass(frozen=True, slots=True)
+class Halves:
+    """What a search learns from.
+
+    Attributes:
+        w, alpha: batches for the steps on the weights and on alpha.
+        classes: number of classes.
+        fingerprint: what a resumed search must find again.
+    """
+
+    w: Batches
+    alpha: Batches
+    classes: int
+    fingerprint: str
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.w.close()
+        self.alpha.close()
+
+
+def open_halves(config: SearchConfig, shard: Shard = ALONE) -> Halves:
+    """The halves that `config` names, cut as its seed says.
+
+    Args:
+        config: of the search.
+        shard: the part of each batch that this process takes.
+
+    Raises:
+        DataError: see `data.load` and `Batches`.
+    """
+    dataset = load(config)
+    w_indices, alpha_indices = split_halves(dataset.labels, seed=config.seed, limit=config.limit)
+
+    def batches(indices: Tensor, stream: str) -> Batches:
+        return Batches(
+            dataset, indices, batch=config.batch, seed=config.seed, stream=stream, augment=config.augment,
+            cutout=config.cutout, dtype=getattr(torch, config.dtype), prefetch=isinstance(dataset, FolderImages),
+            shard=shard,
+        )  # fmt: skip
+
+    fingerprint = dataset_fingerprint(dataset.labels, w_indices, alpha_indices)
+    return Halves(batches(w_indices, "w"), batches(alpha_indices, "alpha"), len(dataset.classes), fingerprint)
