@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     made = parser("ablations", __doc__)
     made.add_argument("--axes", default=",".join(AXES), metavar="A,B", help=f"of {', '.join(AXES)}")
     arguments = made.parse_args(argv)
-    return report(arguments, variants_of(arguments.axes.split(",")), "base", f"ablations --axes {arguments.axes}")
+    words = f"ablations --axes {arguments.axes}"
+    return report(arguments, variants_of(arguments.axes.split(",")), "base", words, "ablation")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Charts of results: memory and throughput against K, memory against time, quality against cost.
+"""Charts of results: memory and throughput against K, memory against time, quality against cost, skips over time.
 
 Each takes rows of one machine as `results.read` gives them and draws what is in them.
 """
@@ -13,13 +13,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from ..engine.report_figures import BLUE, FAINT_INK, GREEN, INK, MIB, ORANGE, PURPLE, RED, STYLE, chart
+from ..engine.report_figures import BLUE, FAINT_INK, GREEN, INK, MIB, ORANGE, PAPER, PURPLE, RED, STYLE, chart
 from .results import Row
 from .variants import AUTOGRAD, SWEPT, published, sampled
 
 COLOURS = dict(zip(SWEPT, (RED, PURPLE, GREEN), strict=True))
 # Published methods by the K that they are: all operations, or one path.
 MARKERS = {"darts": "s", "pc-darts": "D", "gdas": "^"}
+DBI_COLOURS = {"off": RED, "dropout": ORANGE, "dropblock": GREEN}
 Value = Callable[[Row], float]
 
 
@@ -116,6 +117,31 @@ def quality_and_cost(rows: Sequence[Row], title: str) -> Figure:
     axes.set_xlabel("cost of a search, CPU minutes")
     axes.set_ylabel("test accuracy of the found cell, %")
     axes.set_title(title, loc="left", fontsize=9, color=INK)
+    figure.legend(loc="outside right upper")
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def skips_over_time(rows: Sequence[Row], title: str) -> Figure:
+    """Skip-connects of the normal cell after each epoch, a panel per space, a line per kind of Dropblock-Identity."""
+    spaces = list(dict.fromkeys(one["space"] for one in rows))
+    figure = Figure(figsize=(2.4 * len(spaces) + 1.2, 2.8), facecolor=PAPER, layout="constrained")
+    for number, (axes, space) in enumerate(zip(figure.subplots(1, len(spaces), squeeze=False)[0], spaces)):
+        for dbi, colour in DBI_COLOURS.items():
+            curves = [one["skips"] for one in rows if (one["space"], one["dbi"]) == (space, dbi)]
+            if not curves:
+                continue
+            epochs = range(1, len(curves[0]) + 1)
+            means = [sum(values) / len(values) for values in zip(*curves, strict=True)]
+            axes.plot(epochs, means, color=colour, label=None if number else dbi)
+            spread = [(min(values), max(values)) for values in zip(*curves, strict=True)]
+            axes.fill_between(epochs, *zip(*spread, strict=True), color=colour, alpha=0.12, linewidth=0)
+        axes.set_ylim(0, 8)
+        axes.set_title(space, fontsize=9)
+        axes.set_xlabel("epoch")
+        if not number:
+            axes.set_ylabel("skip-connects of 8")
+    figure.suptitle(title, fontsize=9, color=INK)
     figure.legend(loc="outside right upper")
     return figure
 

@@ -19,10 +19,30 @@ from ..engine.draw import figure_bytes
 from ..engine.errors import DataError
 from ..engine.report_figures import MIB
 from . import command, kernels, memory, speed
-from .figures import Value, against_k, images_per_s, memory_and_time, peak_mib, quality_and_cost, step_ms
+from .figures import (
+    Value,
+    against_k,
+    images_per_s,
+    memory_and_time,
+    peak_mib,
+    quality_and_cost,
+    skips_over_time,
+    step_ms,
+)
 from .nasbench import Table, yardsticks
-from .page_quality import asked_and_found, evaluated, quality_text
-from .page_text import HEAD, KERNELS, MEMORY, NOTHING, PREDICTION, QUALITY, REGRESSIONS, SPEED
+from .page_quality import ablations_text, asked_and_found, collapse_text, evaluated, quality_text
+from .page_text import (
+    ABLATIONS,
+    COLLAPSE,
+    HEAD,
+    KERNELS,
+    MEMORY,
+    NOTHING,
+    PREDICTION,
+    QUALITY,
+    REGRESSIONS,
+    SPEED,
+)
 from .results import FOLDER, Row, append, latest, provenance, read
 from .variants import BASE, published, sampled, title
 
@@ -33,7 +53,7 @@ PUBLISHED_KEPT_MIB = 119.70
 # How many times less memory per image, and time of a step, ours should take than a method as published.
 ASKED = {"darts": (40.0, 10.0), "pc-darts": (13.0, 3.5), "gdas": (6.0, 1.4)}
 CIFAR = ("darts", 32)
-FILES = ("memory", "speed", "kernels", "quality", "yardsticks")
+FILES = ("memory", "speed", "kernels", "quality", "ablations", "collapse", "yardsticks")
 
 # A picture and the line below it.
 PICTURE = re.compile(r"!\[[^]]*\]\(([\w-]+)\.png\)\n(?:\*[^\n]*\n)?\n")
@@ -148,6 +168,9 @@ def figures(rows: Sequence[Row]) -> dict[str, Figure]:
     if searches:
         named = [{**one, "method": f"{one['method']}, {one['space']}"} for one in searches]
         found["bench-quality"] = quality_and_cost(named, f"NAS-Bench-201\n{searches[0]['provenance']['machine']}")
+    collapse = _of(rows, "collapse")
+    if collapse:
+        found["bench-collapse"] = skips_over_time(collapse, collapse[0]["provenance"]["machine"])
     return found
 
 
@@ -158,6 +181,8 @@ def page(rows: Sequence[Row], drawn: Collection[str]) -> str:
         MEMORY + _section(rows, ["memory"], lambda group: memory.table(group, _size(group)), "memory"),
         SPEED + _section(rows, ["speed"], _speed_table, "speed"),
         *([QUALITY, quality_text(rows)] if evaluated(rows) else []),
+        *([ABLATIONS, ablations_text(_of(rows, "ablation"))] if _of(rows, "ablation") else []),
+        *([COLLAPSE, collapse_text(_of(rows, "collapse"))] if _of(rows, "collapse") else []),
         KERNELS + _section(rows, ["kernels"], kernels.table, "kernels --parts cpu"),
         _section(rows, ["traffic"], kernels.table, "kernels --parts traffic"),
         PREDICTION + _section(rows, ["prediction"], kernels.table, "kernels --parts predictions"),

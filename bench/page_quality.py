@@ -1,9 +1,11 @@
-"""The part of docs/benchmarks.md on what the methods find: means over searches beside what needs no search."""
+"""The parts of docs/benchmarks.md on what searches find: means beside what needs no search, ablations, collapse."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from . import command
+from .collapse import table_text
 from .quality import EVALUATION_SEEDS, LEAST_GOOD, YARDSTICKS, paired_lines
 from .results import Row
 from .statistics import summary
@@ -37,7 +39,7 @@ def quality_text(rows: Sequence[Row]) -> str:
     for space, budget in sorted({(one["space"], budget_of(one)) for one in found}):
         own = [one for one in found if (one["space"], budget_of(one)) == (space, budget)]
         lines += _of_budget(f"{space}, {budget[1]}", own)
-    return "\n".join(lines) + "\n"
+    return "\n".join((*lines, made_by(found)))
 
 
 def asked_and_found(rows: Sequence[Row]) -> Iterator[str]:
@@ -59,7 +61,30 @@ def _yardsticks(values: Mapping[str, float]) -> Iterator[str]:
     yield ""
 
 
-def _of_budget(budget: str, rows: Sequence[Row]) -> Iterator[str]:
+def ablations_text(rows: Sequence[Row]) -> str:
+    """A table for each space and budget, and the base's paired tests with each other value; Markdown."""
+    lines: list[str] = []
+    for space, budget in sorted({(one["space"], budget_of(one)) for one in rows}):
+        own = [one for one in rows if (one["space"], budget_of(one)) == (space, budget)]
+        lines += _of_budget(f"{space}, {budget[1]}", own, against="base")
+    return "\n".join((*lines, made_by(rows)))
+
+
+def collapse_text(rows: Sequence[Row]) -> str:
+    """The command's own table, and what it was measured on."""
+    return f"`{command.PROGRAM} collapse`\n\n```\n{table_text(rows)}\n```\n\n{made_by(rows)}"
+
+
+def made_by(rows: Sequence[Row]) -> str:
+    """Machines, commits and dates of a group of searches."""
+    facts = [one["provenance"] for one in rows]
+    machines, dates = sorted({one["machine"] for one in facts}), sorted(one["date_utc"][:10] for one in facts)
+    commits = sorted({str(one["commit"])[:7] + (" with changes" if one["dirty"] else "") for one in facts})
+    days = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
+    return f"*{', '.join(machines)}; commit {', '.join(commits)}; {days}.*\n"
+
+
+def _of_budget(budget: str, rows: Sequence[Row], against: str = OURS) -> Iterator[str]:
     yield f"**{budget} a search**\n"
     yield f"| {' | '.join(HEADS)} |\n{'|---' * len(HEADS)}|"
     groups = {
@@ -75,5 +100,5 @@ def _of_budget(budget: str, rows: Sequence[Row]) -> Iterator[str]:
             f"| {means[3]:.0f} |"
         )
     yield ""
-    yield from (f"- {line}" for line in paired_lines(groups, OURS))
+    yield from (f"- {line}" for line in paired_lines(groups, against))
     yield ""

@@ -56,9 +56,29 @@ QUALITY = """
 Searches on CIFAR-10 in the space of NAS-Bench-201, each found cell looked up in the table: its test accuracy after 200
 epochs. The settings were fixed on other seeds than these; small super-nets, two cores, CPU minutes of the process.
 *tau*: Kendall's, of the super-net's losses, and of the number of parameters, with the table's accuracy on the same
-random cells. Every mean stands with all its searches, none is left out.
+random cells. Every mean stands with all its searches, none is left out. `nasbench201-conv-skip` leaves `none` and
+pooling out of every edge and is not MSG-DAS: [quality.md](quality.md).
 
 ![Quality against cost](bench-quality.png)
+
+"""
+
+ABLATIONS = """
+## Ablations
+
+One axis of the reconstruction changed at a time, the rest as [method.md](method.md) has it; same super-net, images,
+seeds and budget for all. The searches are short: a difference says something where its interval leaves out zero.
+
+"""
+
+COLLAPSE = """
+## Collapse
+
+Skip-connects among the eight operations of the normal cell on the spaces of Zela et al. (ICLR 2020), in which DARTS
+falls into them, with Dropblock-Identity off, as dropout of single values, and as DropBlock. Small, short searches.
+
+![Skip-connects over time](bench-collapse.png)
+*Mean over seeds; the band is from the least to the most.*
 
 """
 

@@ -64,7 +64,7 @@ def run(
     bench: Bench, variants: Sequence[Variant], seeds: Sequence[int], budgets: Sequence[Budget], out: Path
 ) -> Iterator[dict[str, Any]]:
     """The rows of all searches, those in `out` first; each new one is appended there as it comes."""
-    known = {keys_of(row): row for row in rows_of(out, "quality")}
+    known = {keys_of(row): row for row in rows_of(out, bench.kind)}
     if any(budget.minutes is not None for budget in budgets):
         bench.rates(variants)
     for budget, seed, variant in product(budgets, seeds, variants):
@@ -151,15 +151,17 @@ def budgets_of(arguments: argparse.Namespace) -> list[Budget]:
     return found or [Budget(minutes=2.0)]
 
 
-def report(arguments: argparse.Namespace, variants: Sequence[Variant], against: str, words: str) -> int:
-    """Run or read the searches, then print them; `words` ask for the variants on the command line."""
+def report(
+    arguments: argparse.Namespace, variants: Sequence[Variant], against: str, words: str, kind: str = "quality"
+) -> int:
+    """Run or read the searches of a kind, then print them; `words` ask for the variants on the command line."""
     settings = Settings(space=arguments.space)
     table = Table.read(arguments.table)
     if arguments.only_report:
-        rows = rows_of(arguments.out, "quality")
+        rows = rows_of(arguments.out, kind)
         rows = [row for row in rows if row["settings"]["space"] == settings.space and row["seed"] in arguments.seeds]
     else:
-        bench = Bench(settings, arguments.data, table, arguments.runs, f"{command.PROGRAM} {words}")
+        bench = Bench(settings, arguments.data, table, arguments.runs, f"{command.PROGRAM} {words}", kind)
         rows = list(run(bench, variants, arguments.seeds, budgets_of(arguments), arguments.out))
     if arguments.json:
         print("\n".join(json.dumps(row) for row in rows))

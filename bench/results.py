@@ -33,6 +33,7 @@ REQUIRED: Mapping[str, type] = {
 # Rows of searches stand for themselves: one search each, with these fields and no summary.
 SEARCHES: Mapping[str, tuple[str, ...]] = {
     "quality": ("method", "seed", "accuracy", "cpu_s", "sample_passes", "space", "provenance"),
+    "ablation": ("method", "seed", "accuracy", "cpu_s", "space", "provenance"),
     "collapse": ("space", "dbi", "seed", "skips", "provenance"),
     "yardsticks": ("values",),
 }

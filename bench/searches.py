@@ -172,10 +172,14 @@ class Bench:
         table: that judges.
         runs: folder of the run folders.
         command: that asks for these variants; it stands in the rows.
+        kind: of the rows, `quality` or `ablation`.
     """
 
-    def __init__(self, settings: Settings, data: str, table: Table, runs: Path, command: str) -> None:
-        self.settings, self.data, self.table, self.runs, self.command = settings, data, table, runs, command
+    def __init__(
+        self, settings: Settings, data: str, table: Table, runs: Path, command: str, kind: str = "quality"
+    ) -> None:
+        self.settings, self.data, self.table, self.runs = settings, data, table, runs
+        self.command, self.kind = command, kind
         probe = build({"space": "nasbench201", "layers": 3, "data": data, "image": settings.image}, {})
         self.dataset = load(probe)
 
@@ -222,7 +226,7 @@ class Bench:
         begin = time.process_time()
         ranking = self._ranking(config, folder)
         return {
-            "kind": "quality", "space": self.settings.space, "method": variant.name, "seed": seed,
+            "kind": self.kind, "space": self.settings.space, "method": variant.name, "seed": seed,
             "budget_minutes": budget.minutes, "budget_passes": budget.passes, **_judgement(found), **ranking,
             "cpu_s": round(cpu_s, 2), "cpu_s_is_whole": whole, "ranking_cpu_s": round(time.process_time() - begin, 2),
             "steps": config.epochs * (config.limit // config.batch), "sample_passes": _passes(config),

@@ -50,7 +50,17 @@ def quality_rows(methods=("msg", "darts"), minutes=(2.0, 8.0)):
                     "kind": "quality", "method": method, "seed": seed, "budget_minutes": budget, "budget_passes": None,
                     "accuracy": 90 + 4 * chance.random() if seed else 10.0, "regret": 1.0, "tau": 0.5,
                     "tau_of_parameters": 0.57, "cpu_s": 60 * budget * (1 + 0.1 * chance.random()),
-                    "sample_passes": 1000, "space": "nasbench201", "provenance": {"machine": "a processor, 2 cores"},
+                    "sample_passes": 1000, "space": "nasbench201", "provenance": FACTS,
+                }  # fmt: skip
+
+
+def collapse_rows():
+    for space in ("s1", "s2"):
+        for number, dbi in enumerate(("off", "dropblock")):
+            for seed in range(2):
+                yield {
+                    "kind": "collapse", "space": space, "dbi": dbi, "seed": seed, "skips": [1, 2 + number, 4 + seed],
+                    "val_accuracy": [0.5], "provenance": FACTS,
                 }  # fmt: skip
 
 
@@ -104,6 +114,19 @@ def test_pictures_follow_the_rows():
     assert figure_bytes(found["bench-memory"], "svg") == figure_bytes(figures(rows)["bench-memory"], "svg")
     assert list(figures([*memory_rows()])) == ["bench-memory"]
     assert figures([]) == {}
+
+
+def test_ablations_and_collapse_have_sections_of_their_own():
+    ablations = [{**one, "kind": "ablation"} for one in quality_rows(("base", "k-1"), (1.0,))]
+    rows = [*memory_rows(), *ablations, *collapse_rows()]
+    text = page(rows, figures(rows))
+    assert "## Ablations" in text and "- base - k-1: " in text and "## Quality" not in text
+    assert f"| base | {len(EVALUATION_SEEDS) + 1} |" in text
+    assert "## Collapse" in text and "s2, dropblock" in text and "(bench-collapse.png)" in text
+    panels = figures(rows)["bench-collapse"].axes
+    assert [axes.get_title() for axes in panels] == ["s1", "s2"]
+    assert list(panels[0].lines[1].get_ydata()) == [1, 3, 4.5]
+    assert "*a processor, 2 cores; commit 0123456; 2026-01-01.*" in text
 
 
 def test_the_front_holds_what_nothing_beats_in_both():
