@@ -11,7 +11,8 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/msgdas show $(RUN)
 
 test: $(VENV)/.installed-test
-	$(VENV)/bin/pytest -q
+	$(VENV)/bin/pytest -q -n auto --maxprocesses 8 -m 'not alone'
+	$(VENV)/bin/pytest -q -m alone
 
 # Lint, types and import contracts. mypy reads an installed copy: it cannot follow the editable install's hook.
 lint: $(VENV)/.installed-test

@@ -12,7 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Workers of pytest-xdist share the processors: a thread each, before torch starts its own.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
+from hypothesis import HealthCheck, settings
+
+# A busy machine is no fault of what is tested.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 # Triton decides once, when it is first imported, whether it interprets kernels; many modules import it.
 if not torch.cuda.is_available():

@@ -9,6 +9,7 @@ from msgdas.bench.step import build_step
 from msgdas.engine.recording import SEARCH_RATE_HZ
 from msgdas.profiles.sampler import native_library
 
+pytestmark = pytest.mark.alone
 # Measured 1.3 to 1.8 % at a search's rate, and 5 % by the Python thread; see docs/memory.md.
 MOST_OF_A_CORE = 0.04
 

@@ -35,6 +35,7 @@ def test_the_surface_is_frozen():
     assert surface().count("search --") - 1 < 30
 
 
+@pytest.mark.alone
 def test_help_is_quick_and_does_not_import_torch():
     code = (
         "import sys\nfrom msgdas.engine.cli import main\n"

@@ -74,6 +74,7 @@ def spikes(in_child, tmp_path, library):
     return in_child(SPIKES, f"gpu GPU-x {1 << 40} 9.0 X\nlive {live}", str(live), str(library or ""))
 
 
+@pytest.mark.alone
 def test_native_thread_sees_2_ms_spikes_under_the_lock(in_child, tmp_path, native_sampler):
     # A machine whose cores are all taken starves any thread for milliseconds: the best of twenty short runs counts.
     for _ in range(20):
