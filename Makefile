@@ -31,7 +31,7 @@ bench: $(VENV)/.installed
 
 # On a machine with a GPU: every gate on compiled kernels, then timings, into bench/results. Exit code 8 without one.
 gpu: $(VENV)/.installed-test
-	$(VENV)/bin/python -m msgdas.bench.gpu
+	$(VENV)/bin/python -m msgdas.bench gpu
 
 $(VENV)/bin/pip:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "msgdas needs Python 3.11 or newer; this is " + sys.version)'

@@ -23,6 +23,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "collapse": ("collapse", "skip-connects over time on spaces where DARTS collapses; an hour"),
     "kernels": ("kernels", "time of the C++ kernels; traffic and predictions of the Triton kernels; two minutes"),
     "recording": ("recording", "what the memory timeline costs the step that it is taken of; half a minute"),
+    "gpu": ("gpu", "the kernels' gates and steps on a CUDA device, as `make gpu` runs them; minutes"),
     "page": ("page", "write docs/benchmarks.md and its pictures from the committed results"),
 }
 
@@ -31,7 +32,7 @@ def usage() -> str:
     lines = "".join(f"  {name:10} {what}\n" for name, (_, what) in COMMANDS.items())
     return (
         f"usage: {command.PROGRAM} COMMAND [OPTIONS]\n\n{__doc__.partition(': ')[2]}\n\n{lines}\n"
-        f"{command.PROGRAM} COMMAND --help lists a command's options. `make gpu` measures on a CUDA device.\n"
+        f"{command.PROGRAM} COMMAND --help lists a command's options.\n"
     )
 
 

@@ -1,28 +1,26 @@
-"""`python -m msgdas.bench.gpu`: everything that needs a GPU, in one go: the gates of the kernels, then timings.
+"""`python -m msgdas.bench gpu`: all that needs a GPU in one go, the kernels' gates on the device, then timings.
 
-Writes one JSON Lines file with provenance. No timing is taken if a gate is red. Without a GPU it says so and
-leaves with exit code 8.
+No timing is taken if a gate is red. Without a GPU it says so and leaves with exit code 8.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..engine.environment import environment
+from ..engine.errors import NoDeviceError
+from ..engine.report_figures import MIB
+from . import command
+from .gate import Gate
+from .results import FOLDER, Row, provenance, row, show_and_keep
 from .step import Step, build_step
 
-NO_GPU = 8
 GATES = ("tests/kernels", "tests/engine/test_fused_cell.py", "tests/bench/test_fused_step.py")
 SIZES: dict[str, dict[str, Any]] = {
     "cifar": {"channels": 16, "layers": 8, "batch": 64, "image": 32},
@@ -57,15 +55,13 @@ def times_ms(take: Callable[[], Any], seconds: float) -> list[float]:
     return found
 
 
-def measured(step: Step, take: Callable[[], Any], seconds: float) -> dict[str, Any]:
-    """Median and spread of a step's time, images a second, and peak memory."""
+def measured(take: Callable[[], Any], seconds: float) -> dict[str, list[float]]:
+    """Times of a step, and its peaks of allocated and reserved memory."""
     torch.cuda.reset_peak_memory_stats()
     found = times_ms(take, seconds)
-    median = statistics.median(found)
     return {
-        "median_ms": median, "min_ms": min(found), "max_ms": max(found), "runs": len(found),
-        "images_per_s": 2e3 * len(step.labels_B) / median, "peak_bytes": torch.cuda.max_memory_allocated(),
-        "reserved_bytes": torch.cuda.max_memory_reserved(),
+        "step_ms": found, "peak_bytes": [torch.cuda.max_memory_allocated()],
+        "reserved_bytes": [torch.cuda.max_memory_reserved()],
     }  # fmt: skip
 
 
@@ -89,68 +85,73 @@ def graphed(step: Step) -> Callable[[], Any]:
     return take
 
 
-def gates() -> dict[str, Any]:
+def kernel_gate() -> Gate:
     """The test suite's kernel tests on the device, in a process of their own."""
-    root = Path(__file__).resolve().parent.parent
-    begin = time.perf_counter()
     run = subprocess.run(
-        [Path(sys.executable).with_name("pytest"), "-q", "-x", *GATES],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+        [Path(sys.executable).with_name("pytest"), "-q", "-x", *GATES], cwd=FOLDER.parent.parent, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
     last = run.stdout.strip().splitlines()[-1] if run.stdout.strip() else run.stderr.strip()[-200:]
-    return {"row": "gates", "passed": run.returncode == 0, "summary": last, "seconds": time.perf_counter() - begin}
+    return Gate(run.returncode == 0, {}, f"{' '.join(GATES)}: {last}")
 
 
-def timings(size: dict[str, Any], seconds: float) -> list[dict[str, Any]]:
-    """One row for each variant; one that does not fit or does not compile says so."""
-    rows = []
-    variants = [(name, options, "") for name, options in EAGER.items()]
-    variants.append(("K=2, torch.compile", {"policy": "autograd", "gradients": "lazy"}, "compile"))
-    variants += [(name, options, "") for name, options in FUSED.items()]
-    variants += [(f"{name}, CUDA graph", options, "graph") for name, options in FUSED.items()]
-    for name, options, how in variants:
-        row: dict[str, Any] = {"row": name, **size, **options}
-        try:
-            step = build_step(device="cuda", **size, **options)
-            take: Callable[[], Any] = graphed(step) if how == "graph" else step.step
-            if how == "compile":
-                step.net.forward = torch.compile(step.net.forward, dynamic=False)  # type: ignore[method-assign]
-            row |= measured(step, take, seconds)
-            del step, take
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            row["failed"] = str(error).strip().splitlines()[0][:200]
-        torch.cuda.empty_cache()
-        rows.append(row)
-    return rows
+def variants() -> Iterator[tuple[str, Mapping[str, Any], str]]:
+    """(name, options of `build_step`, how the step is run: eager, compile or graph)."""
+    yield from ((name, options, "eager") for name, options in EAGER.items())
+    yield "K=2, torch.compile", {"policy": "autograd", "gradients": "lazy"}, "compile"
+    yield from ((name, options, "eager") for name, options in FUSED.items())
+    yield from ((f"{name}, CUDA graph", options, "graph") for name, options in FUSED.items())
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m msgdas.bench.gpu", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("bench/results"), help="folder of the JSON Lines file")
-    parser.add_argument("--seconds", type=float, default=2.0, help="time of each variant")
-    arguments = parser.parse_args()
+def timings(gate: Gate, seconds: float, facts: Mapping[str, Any]) -> Iterator[Row]:
+    """One row for each size and variant; one that does not fit or does not compile is named on stderr."""
+    for which, size in SIZES.items():
+        for name, options, how in variants():
+            try:
+                step = build_step(device="cuda", **size, **options)
+                take: Callable[[], Any] = graphed(step) if how == "graph" else step.step
+                if how == "compile":
+                    step.net.forward = torch.compile(step.net.forward, dynamic=False)  # type: ignore[method-assign]
+                figures = measured(take, seconds)
+                del step, take
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                print(f"left out: {which}, {name}: {str(error).strip().splitlines()[0][:200]}", file=sys.stderr)
+            else:
+                yield row("gpu", f"{which}: {name}", {**size, **options, "run": how}, figures, gate, facts)
+            torch.cuda.empty_cache()
+
+
+def line(one: Row) -> str:
+    """A row as people read it."""
+    step, peak = one["figures"]["step_ms"], one["figures"]["peak_bytes"]["median"]
+    images = 2e3 * one["config"]["batch"] / step["median"]
+    return (
+        f"{one['name']:60} {step['median']:9.2f} ms ({step['min']:.2f} to {step['max']:.2f}) {images:10,.0f} images/s "
+        f"{peak / MIB:10,.0f} MiB"
+    )
+
+
+def table(rows: Sequence[Row]) -> str:
+    return "\n".join(map(line, rows))
+
+
+def main(argv: Sequence[str]) -> int:
+    made = command.parser("gpu", __doc__ or "")
+    made.add_argument("--seconds", type=float, default=2.0, help="time of each variant (default: 2)")
+    made.set_defaults(out=FOLDER / "gpu.jsonl")
+    arguments = made.parse_args(argv)
     if not torch.cuda.is_available():
-        print("no CUDA device: the kernels are proven here by interpreter and compiler (make test); nothing was timed")
-        return NO_GPU
-    rows = [gates()]
-    print(f"gates: {rows[0]['summary']}")
-    if rows[0]["passed"]:
-        for which, size in SIZES.items():
-            for row in timings(size, arguments.seconds):
-                rows.append({"size": which, **row})
-                shown = f"{row['median_ms']:.1f} ms" if "median_ms" in row else row["failed"]
-                print(f"{which:9} {row['row']:50} {shown}", flush=True)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    name = torch.cuda.get_device_name().lower().replace(" ", "-")
-    path = arguments.out / f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}.jsonl"
-    machine = environment()
-    path.write_text("".join(json.dumps({**row, "environment": machine}) + "\n" for row in rows))
-    print(f"results {path}")
-    return 0 if rows[0]["passed"] else 1
+        raise NoDeviceError(
+            "no CUDA device is here, nothing was timed", got="torch sees none", allowed="a CUDA device",
+            next="make test, which proves the kernels by interpreter and compilers",
+        )  # fmt: skip
+    gate = kernel_gate()
+    gate.require("the GPU")
+    print(f"gates: {gate.reason}", file=sys.stderr)
+    rows = timings(gate, arguments.seconds, provenance(command.again("gpu", argv)))
+    show_and_keep(rows, line, as_json=arguments.json, out=arguments.out)
+    return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(command.answer(main))

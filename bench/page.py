@@ -18,7 +18,7 @@ from ..engine.cli import Parser
 from ..engine.draw import figure_bytes
 from ..engine.errors import DataError
 from ..engine.report_figures import MIB
-from . import command, kernels, memory, speed
+from . import command, gpu, kernels, memory, speed
 from .figures import (
     Value,
     against_k,
@@ -34,6 +34,7 @@ from .page_quality import ablations_text, asked_and_found, collapse_text, evalua
 from .page_text import (
     ABLATIONS,
     COLLAPSE,
+    GPU,
     HEAD,
     KERNELS,
     MEMORY,
@@ -53,7 +54,7 @@ PUBLISHED_KEPT_MIB = 119.70
 # How many times less memory per image, and time of a step, ours should take than a method as published.
 ASKED = {"darts": (40.0, 10.0), "pc-darts": (13.0, 3.5), "gdas": (6.0, 1.4)}
 CIFAR = ("darts", 32)
-FILES = ("memory", "speed", "kernels", "quality", "ablations", "collapse", "yardsticks")
+FILES = ("memory", "speed", "kernels", "quality", "ablations", "collapse", "gpu", "yardsticks")
 
 # A picture and the line below it.
 PICTURE = re.compile(r"!\[[^]]*\]\(([\w-]+)\.png\)\n(?:\*[^\n]*\n)?\n")
@@ -185,6 +186,7 @@ def page(rows: Sequence[Row], drawn: Collection[str]) -> str:
         *([COLLAPSE, collapse_text(_of(rows, "collapse"))] if _of(rows, "collapse") else []),
         KERNELS + _section(rows, ["kernels"], kernels.table, "kernels --parts cpu"),
         _section(rows, ["traffic"], kernels.table, "kernels --parts traffic"),
+        *([GPU, _section(rows, ["gpu"], gpu.table, "gpu")] if _of(rows, "gpu") else []),
         PREDICTION + _section(rows, ["prediction"], kernels.table, "kernels --parts predictions"),
         REGRESSIONS,
     )

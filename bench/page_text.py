@@ -91,6 +91,13 @@ timed: bytes moved in Triton's interpreter against the least that the tensors al
 
 """
 
+GPU = """
+## On a GPU
+
+Medians and spread of whole steps, the device waited for after each; peak of allocated memory.
+
+"""
+
 PREDICTION = """
 ## Predictions
 

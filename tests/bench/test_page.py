@@ -129,6 +129,15 @@ def test_ablations_and_collapse_have_sections_of_their_own():
     assert "*a processor, 2 cores; commit 0123456; 2026-01-01.*" in text
 
 
+def test_a_gpu_has_a_section_where_one_was_measured():
+    config = {"batch": 64, "run": "graph"}
+    taken = {"step_ms": [2.0, 4.0, 8.0], "peak_bytes": [2**30], "reserved_bytes": [2**31]}
+    text = page([*memory_rows(), row("gpu", "cifar: K=2", config, taken, GREEN, FACTS)], ())
+    assert "## On a GPU" in text and "cifar: K=2" in text and "4.00 ms (2.00 to 8.00)" in text
+    assert "32,000 images/s" in text and "1,024 MiB" in text
+    assert "## On a GPU" not in page([*memory_rows()], ())
+
+
 def test_the_front_holds_what_nothing_beats_in_both():
     points = {"a": (1.0, 5.0), "b": (2.0, 3.0), "c": (3.0, 3.0), "d": (2.5, 4.0), "e": (4.0, 1.0), "f": (2.0, 3.0)}
     assert pareto(points) == ["a", "b", "f", "e"]
