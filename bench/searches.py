@@ -21,6 +21,7 @@ import torch
 
 from ..engine import checkpoint
 from ..engine.assembly import build_learner
+from ..engine.atomic import write_atomically
 from ..engine.batches import Batch, Batches, split_halves
 from ..engine.config import SearchConfig, build
 from ..engine.data import load
@@ -29,7 +30,7 @@ from ..engine.errors import ConfigError, InterruptedSearchError
 from ..engine.evaluate import evaluate, genotype_paths
 from ..engine.genotype import Genotype
 from ..engine.result import SearchResult
-from ..engine.rundir import RunFolder, read_metrics, write_atomically
+from ..engine.rundir import RunFolder, read_metrics
 from ..engine.schedule import alpha_due
 from ..engine.searcher import resume, search
 from ..engine.space import NASBENCH201, space_named

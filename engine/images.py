@@ -23,6 +23,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from .errors import DataError
+from .filelist import FileList
 
 # Up to this many missing pixels per side pair an image gets a black border, beyond them it is resized (ours:
 # 28 x 28 images keep their pixels in a 32 x 32 network).
@@ -170,27 +171,27 @@ def channels_first(pixels: NDArray[np.uint8]) -> Tensor:
 
 
 class FolderImages:
-    """A tree ROOT/CLASS/**/IMAGE, decoded when asked for.
+    """The images of a file list, decoded when asked for.
 
-    Classes are the sorted names of ROOT's folders; hidden ones are left out. Files are those with an ending
-    that torchvision's ImageFolder takes. Each is turned upright by its EXIF orientation, resized so that the
-    shorter side is image * 8/7 (bilinear, antialiased) and cropped in the centre.
+    Each is turned upright by its EXIF orientation, resized so that the shorter side is image * 8/7 (bilinear,
+    antialiased) and cropped in the centre.
 
     Args:
         name: of the data set.
-        root: the folder of class folders.
+        files: the images; or the folder of class folders that holds them, see `FileList.scan`.
         image: side S.
-        statistics: of the training images; None takes them from up to 512 images spread evenly over the tree.
+        statistics: of the training images; None takes them from up to 512 images spread evenly over the list.
 
     Raises:
-        DataError: for a missing folder, fewer than two class folders, or one without images.
+        DataError: for a missing folder, fewer than two class folders, or a class without images.
     """
 
-    def __init__(self, name: str, root: Path, *, image: int, statistics: Statistics | None = None) -> None:
-        self.name, self.root, self.image = name, root, image
-        self.classes = class_folders(root)
-        self.paths, numbers = _list_images(root, self.classes)
-        self.labels = torch.tensor(numbers)
+    def __init__(self, name: str, files: FileList | Path, *, image: int, statistics: Statistics | None = None) -> None:
+        self.name, self.image = name, image
+        self.files = files if isinstance(files, FileList) else FileList.scan(files)
+        self.files.check_filled()
+        self.classes, self.paths = self.files.classes, self.files.paths()
+        self.labels = torch.tensor(self.files.labels())
         if statistics is None:
             count = min(len(self.paths), STATISTICS_IMAGES)
             spread = torch.arange(count) * len(self.paths) // count
@@ -202,51 +203,6 @@ class FolderImages:
         with ThreadPoolExecutor(min(DECODERS, os.cpu_count() or 1)) as pool:
             pixels = list(pool.map(lambda path: decode(path, self.image), paths))
         return channels_first(np.stack(pixels))
-
-
-def class_folders(root: Path) -> tuple[str, ...]:
-    """Sorted names of the folders in `root`, hidden ones left out.
-
-    Raises:
-        DataError: for a folder that is missing or cannot be read, or fewer than two class folders.
-    """
-    example = "imagefolder:DIR with DIR/cat/1.jpg, DIR/dog/1.jpg or DIR/train/cat/1.jpg"
-    try:
-        names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
-    except OSError as error:
-        raise DataError(
-            f"cannot read the image folder {root}",
-            got=error.strerror,
-            allowed="a folder of class folders",
-            next=example,
-        ) from None
-    if len(names) < 2:
-        raise DataError(
-            f"too few class folders in {root}",
-            got=", ".join(names) or "none",
-            allowed="two or more",
-            next=example,
-        )
-    return tuple(names)
-
-
-def _list_images(root: Path, classes: tuple[str, ...]) -> tuple[list[str], list[int]]:
-    """Paths and class numbers, sorted by class and path; DataError names a class without images."""
-    # Importing torchvision costs about a second, which in-memory data should not pay.
-    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
-
-    numbers = {name: number for number, name in enumerate(classes)}
-    found = make_dataset(str(root), numbers, extensions=IMG_EXTENSIONS, allow_empty=True)
-    counts = np.bincount([number for _, number in found], minlength=len(classes))
-    if not counts.all():
-        empty = classes[int(np.argmin(counts))]
-        raise DataError(
-            f"class folder {root / empty} has no images",
-            got="0 images",
-            allowed=f"one or more files ending in {' '.join(IMG_EXTENSIONS)}",
-            next="add images to it, or remove the folder",
-        )
-    return [path for path, _ in found], [number for _, number in found]
 
 
 def decode(path: str, image: int) -> NDArray[np.uint8]:

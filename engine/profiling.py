@@ -17,9 +17,10 @@ from ..profiles.device import gpus
 from ..profiles.errors import ProfileError, in_words
 from ..profiles.phases import PhaseClock, described
 from ..profiles.sampler import RATE_HZ, MemorySampler, native_library
+from .atomic import write_atomically
 from .config import SearchConfig
 from .report_timeline import TimelineFile, save_timeline
-from .rundir import LOCK, METRICS, RunFolder, read_metrics, write_atomically
+from .rundir import LOCK, METRICS, RunFolder, read_metrics
 
 TIMELINE = "timeline.json"
 POLL_S = 0.005

@@ -14,7 +14,7 @@ from ..profiles.errors import ProfileError
 from ..profiles.meter import Peak, measure
 from ..profiles.phases import PhaseClock, described, thinned
 from ..profiles.sampler import MemorySampler, native_library
-from .rundir import write_atomically
+from .atomic import write_atomically
 from .steps import Learner
 
 Result = TypeVar("Result")

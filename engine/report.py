@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import report_figures as figures
+from .atomic import write_atomically
 from .config import SearchConfig, resolved_teacher
 from .draw import alpha_heatmap, draw_cells
 from .errors import GenotypeError
@@ -21,7 +22,7 @@ from .genotype_text import format_tuple_text
 from .history import Epoch, History
 from .report_memory import charts_html, figure_html, memory_html
 from .report_text import config_table, duration, environment_table, escaped, nothing, percent, quantity, reproduction
-from .rundir import ENVIRONMENT, GENOTYPE, RunFolder, write_atomically
+from .rundir import ENVIRONMENT, GENOTYPE, RunFolder
 from .space import DARTS
 
 REPORT = "report.html"

@@ -11,33 +11,19 @@ import json
 import os
 import socket
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from .atomic import write_atomically
 from .config import SearchConfig, from_json
 from .errors import RunFolderError
 
 CONFIG, ENVIRONMENT, METRICS, GENOTYPE, PLAN, PROBE, LOCK = (
     "config.json", "environment.json", "metrics.jsonl", "genotype.json", "plan.json", "probe.json", "LOCK",
 )  # fmt: skip
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text` (UTF-8): whoever reads sees the old or the new file, also after a power cut."""
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def default_path(recipe: str) -> Path:

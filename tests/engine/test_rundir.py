@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgdas.engine.atomic import write_atomically
 from msgdas.engine.errors import ConfigError, RunFolderError
 from msgdas.engine.recipes import demo
-from msgdas.engine.rundir import MetricsWriter, RunFolder, default_path, keep_until, read_metrics, write_atomically
+from msgdas.engine.rundir import MetricsWriter, RunFolder, default_path, keep_until, read_metrics
 
 
 def test_create_and_open(tmp_path):
