@@ -37,7 +37,7 @@ NAMED = 3
 
 _ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
 _MEANINGS = {"\\": "\\", "t": "\t", "n": "\n", "r": "\r", "#": "#"}
-_TO_ESCAPE = re.compile(r"^#|[\\\t\n\r\ud800-\udfff]")
+_TO_ESCAPE = re.compile(r"^#|[\\\t\n\r\udc80-\udcff]")
 _ESCAPED = re.compile(r"\\(?:x([0-9a-f]{2})|(.?))", re.DOTALL)
 
 
@@ -193,7 +193,7 @@ def escaped(name: str) -> str:
 
     def written(found: re.Match[str]) -> str:
         character = found[0]
-        if "\ud800" <= character <= "\udfff":
+        if "\udc80" <= character <= "\udcff":
             # What os.fsdecode makes of a byte that is no UTF-8.
             return f"\\x{ord(character) & 0xFF:02x}"
         return _ESCAPES.get(character, "\\#")
