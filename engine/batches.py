@@ -9,11 +9,13 @@ So a search resumes in mid-epoch, and no loader can hand out its first batch aga
 from __future__ import annotations
 
 import hashlib
+import time
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -89,7 +91,7 @@ class Batch:
     """Images as a network takes them.
 
     Attributes:
-        images_BCHW: normalised, channels_last, on the CPU, [B, 3, S, S].
+        images_BCHW: normalised, channels_last, [B, 3, S, S]; on the CPU, or where they were decoded.
         labels_B: int64 [B].
         indices_B: their numbers in the data set, int64 [B].
     """
@@ -115,25 +117,83 @@ class Shard:
 ALONE = Shard()
 
 
-@dataclass(frozen=True, slots=True)
-class _Epoch:
-    """The order of an epoch, and the augmentation of every image of the data set in it."""
+class Source(Protocol):
+    """Makes the pixels of a batch."""
 
-    number: int
-    order: Tensor
+    def images(self, indices_B: Tensor, epoch: int | None) -> Tensor:
+        """The images with those numbers as a network takes them, [B, 3, S, S] in channels_last.
+
+        Args:
+            indices_B: int64; several threads may ask at once.
+            epoch: whose augmentation they get, None for the images as they are.
+
+        Raises:
+            DataError: for an image that cannot be read; it names the path.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Augmentation:
+    """Of every image of the data set in one epoch."""
+
+    epoch: int
     shifts_N2: Tensor
     flips_N: Tensor
     centres_N2: Tensor
 
 
+class PaddedCrops:
+    """Images of the network's size, augmented as in DARTS.
+
+    Four black pixels around the image and a random crop, flip left to right with probability 1/2, then a square of
+    zeros after normalisation where cutout is on. They are a function of (seed, stream, epoch, number of the image).
+
+    Args:
+        dataset, seed, stream, cutout, dtype: see `Batches`.
+    """
+
+    def __init__(self, dataset: DataSet, *, seed: int, stream: str, cutout: int, dtype: torch.dtype) -> None:
+        self.dataset, self.seed, self.stream, self.cutout, self.dtype = dataset, seed, stream, cutout, dtype
+        self._mean_C = torch.tensor(dataset.statistics.mean, dtype=dtype)
+        self._std_C = torch.tensor(dataset.statistics.std, dtype=dtype)
+        self._latest: _Augmentation | None = None
+
+    def images(self, indices_B: Tensor, epoch: int | None) -> Tensor:
+        pixels_BHWC = self.dataset.gather(indices_B).permute(0, 2, 3, 1)
+        drawn = None if epoch is None else self._draw(epoch)
+        if drawn is not None:
+            pixels_BHWC = _crop_and_flip(pixels_BHWC, drawn.shifts_N2[indices_B], drawn.flips_N[indices_B])
+        images_BHWC = self._normalise(pixels_BHWC)
+        if drawn is not None and self.cutout:
+            images_BHWC *= _cutout_mask(drawn.centres_N2[indices_B], self.dataset.image, self.cutout)
+        return images_BHWC.permute(0, 3, 1, 2)
+
+    def _draw(self, epoch: int) -> _Augmentation:
+        latest = self._latest
+        if latest is None or latest.epoch != epoch:
+            changes, count = generator(self.seed, self.stream, epoch, "augmentation"), len(self.dataset.labels)
+            latest = self._latest = _Augmentation(
+                epoch,
+                torch.randint(2 * PADDING + 1, (count, 2), generator=changes, dtype=torch.int16),
+                torch.randint(2, (count,), generator=changes, dtype=torch.uint8).bool(),
+                torch.randint(self.dataset.image, (count, 2), generator=changes, dtype=torch.int16),
+            )
+        return latest
+
+    def _normalise(self, pixels_BHWC: Tensor) -> Tensor:
+        side = self.dataset.image
+        # Rows of S * C values: a last axis of three alone takes four times as long.
+        rows = pixels_BHWC.reshape(-1, side, side * 3).to(self.dtype)
+        rows.div_(255).sub_(self._mean_C.repeat(side)).div_(self._std_C.repeat(side))
+        return rows.view(-1, side, side, 3)
+
+
 class Batches:
     """The batches of one half of a data set, by step number.
 
-    Epoch e = step // per_epoch. Its order is a permutation drawn from (seed, stream, e). An image's crop,
-    flip and cutout are a function of (seed, stream, e, number of the image in the data set): its place in the
-    order does not change them. Augmentation as in DARTS: four black pixels around the image and a random
-    crop, flip left to right with probability 1/2, then a square of zeros after normalisation where cutout is
-    on.
+    Epoch e = step // per_epoch. Its order is a permutation drawn from (seed, stream, e). An image's augmentation is a
+    function of (seed, stream, e, number of the image in the data set): its place in the order does not change it.
 
     Args:
         dataset: where the images are.
@@ -144,8 +204,12 @@ class Batches:
         augment: crop and flip, and cutout where `cutout` > 0.
         cutout: side of the square in pixels; it may reach over the border.
         dtype: of the images.
-        prefetch: make the next step's batch in a thread meanwhile; the batches are the same.
+        prefetch: batches that are made ahead in threads; they are the same with any number.
         shard: the part of every batch that `at` makes; `world` divides the batch.
+        source: makes the pixels; `PaddedCrops` where it is None.
+
+    Attributes:
+        waited_s: how long `at` has kept its callers waiting.
 
     Raises:
         DataError: for fewer images than a batch.
@@ -162,8 +226,9 @@ class Batches:
         augment: bool,
         cutout: int = 0,
         dtype: torch.dtype = torch.float32,
-        prefetch: bool = False,
+        prefetch: int = 0,
         shard: Shard = ALONE,
+        source: Source | None = None,
     ) -> None:
         assert batch % shard.world == 0, (batch, shard)
         if len(indices) < batch:
@@ -174,15 +239,15 @@ class Batches:
                 next=f"--batch {max(2, len(indices))}, or more images",
             )
         self.dataset, self.indices, self.batch = dataset, indices, batch
-        self.seed, self.stream = seed, stream
-        self.augment, self.cutout, self.dtype = augment, cutout, dtype
+        self.seed, self.stream, self.augment = seed, stream, augment
         self.per_epoch = len(indices) // batch
-        self.shard = shard
-        self._mean_C = torch.tensor(dataset.statistics.mean, dtype=dtype)
-        self._std_C = torch.tensor(dataset.statistics.std, dtype=dtype)
-        self._latest: _Epoch | None = None
-        self._ahead: tuple[int, Future[Batch]] | None = None
-        self._worker = ThreadPoolExecutor(1, "batches") if prefetch else None
+        self.shard, self.prefetch = shard, prefetch
+        self.source = source or PaddedCrops(dataset, seed=seed, stream=stream, cutout=cutout, dtype=dtype)
+        self.waited_s = 0.0
+        self._latest: tuple[int, Tensor] | None = None
+        self._ahead: dict[int, Future[Batch]] = {}
+        # Two, so that files are read while the batch before is decoded.
+        self._pool = ThreadPoolExecutor(min(2, prefetch), "batches") if prefetch else None
 
     def __enter__(self) -> Self:
         return self
@@ -193,10 +258,10 @@ class Batches:
         self.close()
 
     def close(self) -> None:
-        """End the thread; `at` then works without it."""
-        if self._worker is not None:
-            self._worker.shutdown(cancel_futures=True)
-        self._worker, self._ahead = None, None
+        """End the threads; `at` then works without them."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        self._pool, self._ahead = None, {}
 
     def at(self, step: int) -> Batch:
         """This shard's part of the batch of that step, counted from 0. Calls may come in any order.
@@ -204,10 +269,16 @@ class Batches:
         Raises:
             DataError: for an image that cannot be read, in the call whose batch it belongs to.
         """
-        ahead, self._ahead = self._ahead, None
-        batch = ahead[1].result() if ahead is not None and ahead[0] == step else self._make(step)
-        if self._worker is not None:
-            self._ahead = (step + 1, self._worker.submit(self._make, step + 1))
+        begin = time.perf_counter()
+        wanted = range(step, step + 1 + self.prefetch)
+        for other in [other for other in self._ahead if other not in wanted]:
+            self._ahead.pop(other).cancel()
+        if self._pool is not None:
+            for other in wanted:
+                if other not in self._ahead:
+                    self._ahead[other] = self._pool.submit(self._make, other)
+        batch = self._ahead.pop(step).result() if self._pool is not None else self._make(step)
+        self.waited_s += time.perf_counter() - begin
         return batch
 
     def sequential(self, limit: int = 0, size: int = 0) -> Iterator[Batch]:
@@ -221,46 +292,28 @@ class Batches:
             size: images per batch, 2 or more; 0 for those of a step.
         """
         indices = self.indices[:limit] if limit else self.indices
-        for indices_B in indices.split(size or self.batch):
-            if len(indices_B) >= 2:
+        parts = [indices_B for indices_B in indices.split(size or self.batch) if len(indices_B) >= 2]
+        ahead: deque[Future[Batch]] = deque()
+        for number, indices_B in enumerate(parts):
+            if self._pool is None:
                 yield self._batch(indices_B, None)
+                continue
+            for later in parts[number + len(ahead) : number + 1 + self.prefetch]:
+                ahead.append(self._pool.submit(self._batch, later, None))
+            yield ahead.popleft().result()
 
     def _make(self, step: int) -> Batch:
         assert step >= 0
-        number, place = divmod(step, self.per_epoch)
-        epoch = self._latest
-        if epoch is None or epoch.number != number:
-            epoch = self._latest = self._draw(number)
-        chosen = epoch.order[place * self.batch : (place + 1) * self.batch]
+        epoch, place = divmod(step, self.per_epoch)
+        latest = self._latest
+        if latest is None or latest[0] != epoch:
+            random = generator(self.seed, self.stream, epoch, "order")
+            latest = self._latest = epoch, torch.randperm(len(self.indices), generator=random)
+        chosen = latest[1][place * self.batch : (place + 1) * self.batch]
         return self._batch(self.indices[chosen[self.shard.rows(self.batch)]], epoch if self.augment else None)
 
-    def _draw(self, number: int) -> _Epoch:
-        order = generator(self.seed, self.stream, number, "order")
-        changes = generator(self.seed, self.stream, number, "augmentation")
-        count = len(self.dataset.labels) if self.augment else 0
-        return _Epoch(
-            number,
-            torch.randperm(len(self.indices), generator=order),
-            torch.randint(2 * PADDING + 1, (count, 2), generator=changes, dtype=torch.int16),
-            torch.randint(2, (count,), generator=changes, dtype=torch.uint8).bool(),
-            torch.randint(self.dataset.image, (count, 2), generator=changes, dtype=torch.int16),
-        )
-
-    def _batch(self, indices_B: Tensor, epoch: _Epoch | None) -> Batch:
-        pixels_BHWC = self.dataset.gather(indices_B).permute(0, 2, 3, 1)
-        if epoch is not None:
-            pixels_BHWC = _crop_and_flip(pixels_BHWC, epoch.shifts_N2[indices_B], epoch.flips_N[indices_B])
-        images_BHWC = self._normalise(pixels_BHWC)
-        if epoch is not None and self.cutout:
-            images_BHWC *= _cutout_mask(epoch.centres_N2[indices_B], self.dataset.image, self.cutout)
-        return Batch(images_BHWC.permute(0, 3, 1, 2), self.dataset.labels[indices_B], indices_B)
-
-    def _normalise(self, pixels_BHWC: Tensor) -> Tensor:
-        side = self.dataset.image
-        # Rows of S * C values: a last axis of three alone takes four times as long.
-        rows = pixels_BHWC.reshape(-1, side, side * 3).to(self.dtype)
-        rows.div_(255).sub_(self._mean_C.repeat(side)).div_(self._std_C.repeat(side))
-        return rows.view(-1, side, side, 3)
+    def _batch(self, indices_B: Tensor, epoch: int | None) -> Batch:
+        return Batch(self.source.images(indices_B, epoch), self.dataset.labels[indices_B], indices_B)
 
 
 def _crop_and_flip(pixels_BHWC: Tensor, shifts_B2: Tensor, flips_B: Tensor) -> Tensor:
