@@ -56,6 +56,8 @@ def check_ranges(config: SearchConfig) -> None:
         "alpha_every": (1, 1 << 20), "order": (1, 2), "candidates": (1, 1 << 20),
         "lr": (0, 1e3), "lr_min": (0, 1e3), "momentum": (0, 1), "weight_decay": (0, 1), "clip": (1e-6, 1e9),
         "alpha_lr": (0, 1e3), "alpha_weight_decay": (0, 1), "threads": (0, 4096), "seed": (0, (1 << 63) - 1),
+        "target_channels": (0, 1 << 20), "target_layers": (0, 1 << 20), "target_image": (0, 1 << 20),
+        "target_classes": (0, 1 << 31),
         "checkpoint_every": (0, 1 << 31), "keep": (1, 1 << 20), "eval_images": (0, 1 << 31),
     }  # fmt: skip
     for name, (low, high) in limits.items():

@@ -151,6 +151,13 @@ class SearchConfig:
     alpha_lr: float = key(3e-4, "Adam's learning rate on alpha (DARTS: 3e-4)", flag=False)
     alpha_weight_decay: float = key(1e-3, "Adam's weight decay on alpha (DARTS: 1e-3)", flag=False)
 
+    target_channels: int = key(
+        0, "C of the network that the cells are for, whose cost counts, 0 for the usual (docs/resources.md)", flag=False
+    )
+    target_layers: int = key(0, "cells of that network, 0 for the usual", flag=False)
+    target_image: int = key(0, "side of its image in pixels, 0 for the usual", flag=False)
+    target_classes: int = key(0, "its classes, 0 for those of the data", flag=False)
+
     policy: str = key("min", "kept activations: all, bn, nodes or min; one, or one per cell joined by commas")
     budget: str = key(
         "", "memory that the search may take: 10GiB, 80% of the device, or auto for all that is free", flag=False

@@ -88,6 +88,14 @@ def derive(
         NumericsError: where a logit is NaN or infinite.
         GenotypeError: where the shape of alpha is not that of the space.
     """
+    return by_rule(space, weights_of(space, alpha, alone=alone, beta=beta, alive=alive))
+
+
+def weights_of(
+    space: SearchSpace, alpha: Mapping[str, Sequence[Sequence[float]]], *, alone: bool = False,
+    beta: Mapping[str, Sequence[float]] | None = None, alive: Mapping[str, Sequence[Sequence[bool]]] | None = None,
+) -> dict[str, list[list[float]]]:  # fmt: skip
+    """What `derive` compares, by kind of cell [edges][operations]; negative for what is no candidate."""
     tables = probabilities(space, alpha)
     for spec in space.cells:
         rows = tables[spec.kind]
@@ -96,11 +104,16 @@ def derive(
         if alive is not None:
             rows = [_among(row, mask, alone) for row, mask in zip(rows, alive[spec.kind], strict=True)]
         if beta is not None:
-            weights = _edge_weights(spec, beta[spec.kind])
-            rows = [[weight * value for value in row] for weight, row in zip(weights, rows, strict=True)]
+            shares = _edge_weights(spec, beta[spec.kind])
+            rows = [[share * value for value in row] for share, row in zip(shares, rows, strict=True)]
         tables[spec.kind] = rows
+    return tables
+
+
+def by_rule(space: SearchSpace, weights: Mapping[str, Sequence[Sequence[float]]]) -> Genotype:
+    """The genotype that the space's rule makes of `weights_of`."""
     rule = _top2 if space.rule == "top2" else _argmax
-    return Genotype(space.family, tuple((spec.kind, rule(space, spec, tables[spec.kind])) for spec in space.cells))
+    return Genotype(space.family, tuple((spec.kind, rule(space, spec, weights[spec.kind])) for spec in space.cells))
 
 
 def _among(row: Sequence[float], alive: Sequence[bool], alone: bool) -> list[float]:
@@ -119,7 +132,7 @@ def _edge_weights(spec: CellSpec, beta: Sequence[float]) -> list[float]:
     return weights
 
 
-def _top2(space: SearchSpace, spec: CellSpec, rows: list[list[float]]) -> CellGenotype:
+def _top2(space: SearchSpace, spec: CellSpec, rows: Sequence[Sequence[float]]) -> CellGenotype:
     allowed = [index for index, operation in enumerate(space.operations) if operation != ZERO]
     best = [max(allowed, key=row.__getitem__) for row in rows]
     pairs: list[tuple[str, int]] = []
@@ -130,7 +143,7 @@ def _top2(space: SearchSpace, spec: CellSpec, rows: list[list[float]]) -> CellGe
     return CellGenotype(tuple(pairs), spec.concat)
 
 
-def _argmax(space: SearchSpace, spec: CellSpec, rows: list[list[float]]) -> CellGenotype:
+def _argmax(space: SearchSpace, spec: CellSpec, rows: Sequence[Sequence[float]]) -> CellGenotype:
     best = [max(range(space.num_operations), key=row.__getitem__) for row in rows]
     return CellGenotype(
         tuple((space.operations[index], edge.source) for index, edge in zip(best, spec.edges, strict=True)),
