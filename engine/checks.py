@@ -47,6 +47,7 @@ def check_ranges(config: SearchConfig) -> None:
     """Of numbers. Raises ConfigError."""
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     limits: dict[str, tuple[float, float]] = {
+        "num_classes": (0, 1 << 20), "w_fraction": (0, 1), "alpha_fraction": (0, 1),
         "limit": (0, 1 << 31), "cutout": (0, config.image), "tau_min": (1e-3, 1e3), "tau_max": (config.tau_min, 1e3),
         "dbi_rate": (0, 0.9), "dbi_last": (0, 0.9), "teacher_weight": (0, 1), "teacher_temperature": (1e-2, 1e2),
         "teacher_start": (0, 1), "teacher_decay": (0, 1), "epochs": (1, 1 << 20), "warmup": (0, config.epochs),
@@ -130,7 +131,26 @@ def check_combinations(config: SearchConfig) -> None:
             allowed="nhwc, or policy autograd",
             next="--policy autograd",
         )
+    check_data(config)
     check_estimator(config)
+
+
+def check_data(config: SearchConfig) -> None:
+    """Of the images' keys. Raises ConfigError."""
+    w, alpha = config.w_fraction or 0.5, config.alpha_fraction or 0.5
+    if w + alpha > 1:
+        raise ConfigError(
+            "the W and alpha parts share no image", got=f"{w:g} and {alpha:g} of each class (0 stands for 0.5)",
+            allowed="1 or less together", next=f"--set w_fraction={1 - alpha:g}",
+        )  # fmt: skip
+    if config.num_classes == 1:
+        raise ConfigError("one class cannot be told apart", got="num_classes 1", allowed="2 or more, 0 for all",
+                          next="--set num_classes=2")  # fmt: skip
+    if config.data_list and not config.data.startswith("imagefolder:"):
+        raise ConfigError(
+            "data_list lists images of a folder", got=f"data {config.data}", allowed="data imagefolder:DIR",
+            next="--data imagefolder:DIR",
+        )  # fmt: skip
 
 
 def check_estimator(config: SearchConfig) -> None:

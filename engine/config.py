@@ -46,6 +46,14 @@ class SearchConfig:
     data_root: str = key("data", "folder that holds the data sets, laid out as torchvision does", flag=False)
     download: bool = key(False, "let torchvision download the data set into data_root")
     image: int = key(32, "side of the square input in pixels", flag=True)
+    data_list: str = key(
+        "", "file list of the training images of imagefolder:DIR, as `msgdas data check` writes it", flag=False
+    )
+    num_classes: int = key(
+        0, "classes of the data set that are used, drawn by seed (FBNet: 100); 0 for all", flag=False
+    )
+    w_fraction: float = key(0.0, "of each class, for the weights (PC-DARTS' ImageNet: 0.1); 0 for half", flag=False)
+    alpha_fraction: float = key(0.0, "of each class, for alpha (PC-DARTS' ImageNet: 0.025); 0 for half", flag=False)
     limit: int = key(0, "images used in each of the W and alpha halves, 0 for all of them")
     augment: bool = key(True, "random crop with padding and flip (DARTS)", flag=False)
     cutout: int = key(0, "side of the cutout square in pixels (DARTS' search: off)", flag=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from .config import SearchConfig
 from .errors import DataError
+from .filelist import FileList, drawn_classes
 from .images import (
     UNREADABLE,
     DataSet,
@@ -51,14 +53,15 @@ def load(config: SearchConfig, part: Part = "train") -> DataSet:
 
     The statistics are those of the training images for both parts: DARTS' figures for cifar10, computed for
     the others. Where DIR/train exists, a folder's parts are DIR/train and DIR/val; else DIR is the training
-    part.
+    part. `config.data_list` says which images of the training part; `config.num_classes` draws classes of both.
 
     Raises:
-        DataError: for an unknown name, missing or damaged files, or a folder tree without classes or images.
+        DataError: for an unknown name, missing or damaged files, a folder tree without classes or images, a list of
+            another tree, or fewer classes than are asked for.
     """
     name = config.data
     if name.startswith(FOLDER):
-        return _folder(name, part, config.image)
+        return _folder(config, part)
     if name != "fashion-mnist-mini" and name not in TORCHVISION and not name.startswith(JPEGS):
         raise _unknown(name)
     train = _arrays(config, "train")
@@ -79,7 +82,13 @@ def _unknown(name: str) -> DataError:
     )
 
 
-def _folder(name: str, part: Part, image: int) -> FolderImages:
+def training_root(folder: Path) -> Path:
+    """Where the class folders of the training part are."""
+    return folder / "train" if (folder / "train").is_dir() else folder
+
+
+def _folder(config: SearchConfig, part: Part) -> FolderImages:
+    name, image = config.data, config.image
     root = Path(name.removeprefix(FOLDER)).expanduser()
     if name == FOLDER:
         raise DataError(
@@ -88,30 +97,55 @@ def _folder(name: str, part: Part, image: int) -> FolderImages:
             allowed=f"{FOLDER}DIR",
             next=f"--data {FOLDER}photos",
         )
-    split = (root / "train").is_dir()
-    train = FolderImages(name, root / "train" if split else root, image=image)
+    train_root = training_root(root)
+    listed = _listed(Path(config.data_list).expanduser(), train_root) if config.data_list else FileList.scan(train_root)
+    chosen = drawn_classes(listed.classes, config.num_classes, seed=config.seed)
+    train = FolderImages(name, listed.of_classes(chosen), image=image)
     if part == "train":
         return train
-    if not split:
+    if train_root == root:
         raise DataError(
             f"{root} has no test part",
             got="class folders only",
             allowed="DIR/train and DIR/val",
             next=f"move some images of each class to {root / 'val'}, the others to {root / 'train'}",
         )
-    test = FolderImages(name, root / "val", image=image, statistics=train.statistics)
-    if test.classes != train.classes:
-        odd = sorted(set(test.classes) ^ set(train.classes))
+    held = FileList.scan(root / "val")
+    if held.classes != listed.classes:
+        odd = sorted(set(held.classes) ^ set(listed.classes))
         raise DataError(
             f"{root} has other classes in train than in val",
             got=f"{', '.join(odd[:3])} in one of them",
             allowed="the same class folders",
             next="mend the folder tree",
         )
-    return test
+    return FolderImages(name, held.of_classes(chosen), image=image, statistics=train.statistics)
+
+
+def _listed(path: Path, root: Path) -> FileList:
+    """The file list of that folder."""
+    found = FileList.read(path)
+    if not root.is_dir() or os.path.realpath(found.root) != os.path.realpath(root):
+        raise DataError(
+            f"{path} lists another tree", got=f"root {found.root}", allowed=f"root {root}",
+            next=f"msgdas data check {root} --out {path}, or change its second line if the tree has moved",
+        )  # fmt: skip
+    found.check_present()
+    return found
 
 
 def _arrays(config: SearchConfig, part: Part) -> Arrays:
+    """Of the classes that `config.num_classes` draws."""
+    found = _all_arrays(config, part)
+    chosen = drawn_classes(found.classes, config.num_classes, seed=config.seed)
+    if chosen == found.classes:
+        return found
+    old = np.array([found.classes.index(name) for name in chosen])
+    kept = np.isin(found.labels, old)
+    return Arrays(found.pixels[kept], np.searchsorted(old, found.labels[kept]), chosen)
+
+
+def _all_arrays(config: SearchConfig, part: Part) -> Arrays:
     if config.data in TORCHVISION:
         return _torchvision(config, part)
     if config.data.startswith(JPEGS):

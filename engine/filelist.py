@@ -148,6 +148,17 @@ class FileList:
                     allowed=f"one or more files ending in {' '.join(ENDINGS)}", next="add images to it, or remove it",
                 )  # fmt: skip
 
+    def check_present(self) -> None:
+        """Raise DataError where files of the list are not below its root."""
+        folders = {os.path.dirname(path) for path, _ in self.entries}
+        there = {folder: _names(self.root / folder) for folder in folders}
+        missing = [path for path, _ in self.entries if os.path.basename(path) not in there[os.path.dirname(path)]]
+        if missing:
+            raise DataError(
+                f"a file list names files that are not in {self.root}", got=f"{len(missing)} missing: {some(missing)}",
+                allowed="files that are there", next=f"msgdas data check {self.root} --out LIST",
+            )  # fmt: skip
+
     def without(self, paths: Collection[str]) -> FileList:
         """This list less the images of those paths (below the root); classes stay."""
         return FileList(self.root, self.classes, tuple(entry for entry in self.entries if entry.path not in paths))
@@ -236,6 +247,34 @@ def class_folders(root: Path) -> tuple[str, ...]:
             f"too few class folders in {root}", got=", ".join(names) or "none", allowed="two or more", next=example
         )
     return tuple(names)
+
+
+def drawn_classes(names: Collection[str], count: int, *, seed: int) -> tuple[str, ...]:
+    """`count` of the names in their order, those whose BLAKE2b hash with the seed is smallest (ours); 0 for all.
+
+    More classes of the same seed hold the fewer ones.
+
+    Raises:
+        DataError: for fewer names than that.
+    """
+    if count > len(names):
+        raise DataError(
+            "the data set has fewer classes than num_classes asks for", got=f"{len(names)} classes, num_classes {count}",
+            allowed=f"2 to {len(names)}", next=f"--set num_classes={len(names)}",
+        )  # fmt: skip
+
+    def rank(name: str) -> bytes:
+        return hashlib.blake2b(repr((seed, "classes", name)).encode(), digest_size=8).digest()
+
+    kept = set(sorted(names, key=rank)[:count]) if count else set(names)
+    return tuple(name for name in names if name in kept)
+
+
+def _names(folder: Path) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except OSError:
+        return set()
 
 
 def _images_of(root: Path, name: str, number: int) -> Iterator[Entry]:

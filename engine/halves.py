@@ -1,8 +1,9 @@
-"""The two halves of a search's images, as the batches of one process."""
+"""The two parts of a search's images (halves, where nothing else is asked), as the batches of one process."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -13,6 +14,7 @@ from .batches import ALONE, Batches, Shard, dataset_fingerprint, split_halves
 from .config import SearchConfig
 from .data import load
 from .images import FolderImages
+from .splits import keep_lists
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +42,25 @@ class Halves:
         self.alpha.close()
 
 
-def open_halves(config: SearchConfig, shard: Shard = ALONE) -> Halves:
+def open_halves(config: SearchConfig, shard: Shard = ALONE, run: Path | None = None) -> Halves:
     """The halves that `config` names, cut as its seed says.
 
     Args:
         config: of the search.
         shard: the part of each batch that this process takes.
+        run: the run folder, which keeps the halves of a folder of images as file lists, see `keep_lists`.
 
     Raises:
         DataError: see `data.load` and `Batches`.
+        CheckpointError: the run folder's lists are of other images.
     """
     dataset = load(config)
-    w_indices, alpha_indices = split_halves(dataset.labels, seed=config.seed, limit=config.limit)
+    w_indices, alpha_indices = split_halves(
+        dataset.labels, seed=config.seed, limit=config.limit, w_fraction=config.w_fraction,
+        alpha_fraction=config.alpha_fraction,
+    )  # fmt: skip
+    if run is not None and isinstance(dataset, FolderImages) and not shard.rank:
+        keep_lists(run, dataset.files, {"w": w_indices, "alpha": alpha_indices})
 
     def batches(indices: Tensor, stream: str) -> Batches:
         return Batches(

@@ -20,6 +20,7 @@ from ..profiles.planner import MARGIN, Choices, Plan, Setting, Surface, best_of,
 from ..profiles.predictor import Prediction, Speed
 from .checks import POLICIES
 from .config import SearchConfig, build, doubled_to, stages_of
+from .data import training_root
 from .errors import ConfigError
 from .implementation import choose, resolve
 from .machine import GRAPH_LAUNCH_S, HOST_LAUNCH_S, OLDEST_TRITON_ARCH, Machine
@@ -337,9 +338,11 @@ def ks_of(config: SearchConfig) -> tuple[int, ...]:
 
 
 def classes_of(config: SearchConfig) -> int:
-    """Of the data set, which need not be there."""
+    """That the search tells apart; the data set need not be there."""
+    if config.num_classes:
+        return config.num_classes
     if config.data.startswith("imagefolder:"):
-        folder = Path(config.data.partition(":")[2]).expanduser()
+        folder = training_root(Path(config.data.partition(":")[2]).expanduser())
         return (sum(path.is_dir() for path in folder.iterdir()) or 1) if folder.is_dir() else IMAGENET_CLASSES
     return CLASSES.get(config.data, 10)
 

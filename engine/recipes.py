@@ -50,10 +50,34 @@ def cifar10_nasbench201(**overrides: Any) -> SearchConfig:
     return build(base, overrides)
 
 
+def imagenet_darts(**overrides: Any) -> SearchConfig:
+    """PC-DARTS' search on ImageNet: 10 % and 2.5 % of each class, 224 px, batch 1024, alpha from epoch 35 of 50.
+
+    As its train_search_imagenet.py (yuhuixu1993/PC-DARTS b74702f), without its five epochs of a rising learning rate;
+    `--method pc-darts` has its partial channels and edge weights.
+    """
+    base = {
+        "recipe": "imagenet-darts",
+        "data": "imagefolder:data/imagenet",
+        "w_fraction": 0.1,
+        "alpha_fraction": 0.025,
+        "stem": "imagenet",
+        "image": 224,
+        "epochs": 50,
+        "warmup": 35,
+        "batch": 1024,
+        "lr": 0.5,
+        "lr_min": 0.0,
+        "alpha_lr": 6e-3,
+    }
+    return build(base, overrides)
+
+
 RECIPES: dict[str, Callable[..., SearchConfig]] = {
     "demo": demo,
     "cifar10-darts": cifar10_darts,
     "cifar10-nasbench201": cifar10_nasbench201,
+    "imagenet-darts": imagenet_darts,
 }
 
 

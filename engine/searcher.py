@@ -88,7 +88,7 @@ class _Run:
         torch.set_num_threads(config.threads or os.cpu_count() or 1)
         self.folder, self.config, self.device = folder, config, device
         self.space = space_named(config.space)
-        self.halves = open_halves(config)
+        self.halves = open_halves(config, run=folder.path)
         self.learner, self.impl, self.impl_note = build_learner(config, device, self.halves.classes)
         self.steps_per_epoch = self.halves.w.per_epoch
         self.total_steps = self.steps_per_epoch * config.epochs
