@@ -188,7 +188,8 @@ def read_text(path: Path) -> str:
         return content.decode("utf-8-sig")
     except OSError as error:
         raise GenotypeError(
-            f"cannot read the genotype {path}", got=error.strerror, allowed="a genotype file or a run folder",
+            f"cannot read the genotype {path}", got=error.strerror,
+            allowed="a genotype file, a run folder, or a published name as DARTS_V2",
             next="msgdas search demo makes one",
         ) from None  # fmt: skip
     except UnicodeDecodeError:

@@ -6,8 +6,10 @@ Text is read with `ast` and never run; DARTS' own `eval("genotypes.%s" % arch)` 
 from __future__ import annotations
 
 import ast
+import json
 import warnings
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 from .errors import GenotypeError
@@ -17,6 +19,8 @@ from .space import DARTS
 CALL = "Genotype"
 EXAMPLE = "Genotype(normal=[('sep_conv_3x3', 1), ...], normal_concat=[2, 3, 4, 5], reduce=[...], ...)"
 MAX_RANGE = 1 << 10
+# Cells of quark0/darts, chenxin061/pdarts and yuhuixu1993/PC-DARTS, by the names in their genotypes.py.
+PUBLISHED = Path(__file__).parent / "assets" / "genotypes.json"
 _GENOTYPE_KEYS = tuple(key for kind in DARTS_KINDS for key in (kind, f"{kind}_concat"))
 _UNREADABLE = (SyntaxError, ValueError, TypeError, MemoryError, RecursionError)
 
@@ -65,12 +69,15 @@ def load_any(target: str | Path) -> Genotype:
 
     Args:
         target: a path, or `FILE:NAME` for one of several: an entry of `{"genotypes": {NAME: {...}}}`, of
-            which only the genotype's own keys are read, or an assignment `NAME = Genotype(...)`.
+            which only the genotype's own keys are read, or an assignment `NAME = Genotype(...)`. Where no such
+            file is, one of `published()`'s names.
 
     Raises:
         GenotypeError: for a file that is missing, too large or none of these, or for a name it does not have.
     """
     path, name = Path(target), ""
+    if not path.exists() and str(target) in published():
+        return Genotype.from_json_dict(published()[str(target)])
     if not path.exists() and ":" in str(target):
         before, _, after = str(target).rpartition(":")
         path, name = Path(before), after
@@ -84,6 +91,12 @@ def load_any(target: str | Path) -> Genotype:
     if start == "|":
         return from_arch(text)
     return parse_tuple_text(text, name)
+
+
+@cache
+def published() -> Mapping[str, object]:
+    """Published genotypes by name, as `Genotype.to_json_dict` writes them."""
+    return json.loads(PUBLISHED.read_text(encoding="utf-8"))["genotypes"]
 
 
 def _entry(collection: object, name: str) -> object:

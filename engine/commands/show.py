@@ -9,7 +9,9 @@ from typing import Any
 
 def add(commands: Any) -> None:
     show = commands.add_parser("show", help="draw and count the cells of a run or a genotype file", allow_abbrev=False)
-    show.add_argument("target", metavar="RUN|GENOTYPE", help="a run folder, a genotype file, or FILE:NAME")
+    show.add_argument(
+        "target", metavar="RUN|GENOTYPE", help="a run folder, a genotype file, FILE:NAME, or a name as DARTS_V2"
+    )
     for name in ("channels", "layers", "image", "classes"):
         show.add_argument(f"--{name}", type=int, help=f"{name} of the derived network")
     show.add_argument("--stem", choices=("cifar", "imagenet"), help="stem of the derived network")
