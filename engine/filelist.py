@@ -259,7 +259,8 @@ def drawn_classes(names: Collection[str], count: int, *, seed: int) -> tuple[str
     """
     if count > len(names):
         raise DataError(
-            "the data set has fewer classes than num_classes asks for", got=f"{len(names)} classes, num_classes {count}",
+            "the data set has fewer classes than num_classes asks for",
+            got=f"{len(names)} classes, num_classes {count}",
             allowed=f"2 to {len(names)}", next=f"--set num_classes={len(names)}",
         )  # fmt: skip
 
