@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .checks import check_combinations, check_policies, check_ranges, check_schedule
 from .errors import ConfigError
+from .inputs import check_inputs
 from .method import METHODS, method_named
 from .space import search_skeleton, space_named
 
@@ -41,7 +42,8 @@ class SearchConfig:
 
     data: str = key(
         "fashion-mnist-mini",
-        "fashion-mnist-mini (embedded), fashion-mnist, cifar10, cifar100, imagefolder:DIR, jpeg-npz:FILE",
+        "fashion-mnist-mini (embedded), fashion-mnist, cifar10, cifar100, jpeg-npz:FILE; imagefolder:, webdataset:, "
+        "tfrecord: or recordio: and a path",
     )
     data_root: str = key("data", "folder that holds the data sets, laid out as torchvision does", flag=False)
     download: bool = key(False, "let torchvision download the data set into data_root")
@@ -56,6 +58,13 @@ class SearchConfig:
     alpha_fraction: float = key(0.0, "of each class, for alpha (PC-DARTS' ImageNet: 0.025); 0 for half", flag=False)
     limit: int = key(0, "images used in each of the W and alpha halves, 0 for all of them")
     augment: bool = key(True, "random crop with padding and flip (DARTS)", flag=False)
+    crop: Literal["auto", "pad", "resized"] = key(
+        "auto",
+        "training images: shifted by up to four pixels (DARTS' CIFAR), or random-resized crops (ImageNet); auto is "
+        "resized for encoded images of side 64 or more (ours)",
+        flag=False,
+    )
+    jitter: str = key("", "colours of resized crops: strengths of brightness,contrast,saturation,hue", flag=False)
     cutout: int = key(0, "side of the cutout square in pixels (DARTS' search: off)", flag=False)
 
     method: str = key("msg", f"one of {', '.join(METHODS)}; docs/methods.md has their formulas and sources")
@@ -181,6 +190,12 @@ class SearchConfig:
     )
     threads: int = key(0, "CPU threads, 0 for all cores", flag=False)
 
+    loader: Literal["auto", "memory", "torch", "dali"] = key(
+        "auto", "what decodes resized crops: DALI where it is installed, or libjpeg-turbo and PyTorch", flag=False
+    )
+    workers: int = key(0, "threads that read and decode images, 0 for one per core", flag=False)
+    prefetch: int = key(2, "batches of each half that are made ahead", flag=False)
+
     seed: int = key(0, "of weights, samples, split, order and augmentation")
     order: int = key(1, "of alpha's gradient: 2 looks one W step ahead (DARTS)", flag=False)
     choose: Literal["alpha", "supernet"] = key(
@@ -291,6 +306,7 @@ def check(config: SearchConfig) -> None:
     check_ranges(config)
     check_policies(config)
     check_combinations(config)
+    check_inputs(config)
 
 
 def resolved_teacher(config: SearchConfig) -> str:

@@ -82,10 +82,11 @@ def uniform(indices_B: NDArray[np.int64], count: int, *words: str | int) -> NDAr
     """
     seed = int.from_bytes(hashlib.blake2b(repr(words).encode(), digest_size=8).digest(), "little")
     place = indices_B.astype(np.uint64)[:, None] * np.uint64(count) + np.arange(1, count + 1, dtype=np.uint64)
-    z = np.uint64(seed) + place * np.uint64(0x9E3779B97F4A7C15)
+    z = np.asarray(np.uint64(seed) + place * np.uint64(0x9E3779B97F4A7C15), dtype=np.uint64)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((z ^ (z >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    z = (z ^ (z >> np.uint64(31))) >> np.uint64(11)
+    return z.astype(np.float64) * 2.0**-53
 
 
 def resized_windows(sizes_B2: NDArray[np.int64], draws_BD: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -87,7 +87,8 @@ def open_picture(content: bytes, name: str) -> Picture:
         if colours in ("YCbCr", "RGB", "Gray"):
             return Picture(name, height, width, content, None)
     pixels_HWC = pixels_of(content, name)
-    return Picture(name, *pixels_HWC.shape[:2], None, pixels_HWC)
+    height, width, _ = pixels_HWC.shape
+    return Picture(name, height, width, None, pixels_HWC)
 
 
 def pixels_of(content: bytes, name: str) -> NDArray[np.uint8]:

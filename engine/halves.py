@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 import torch
 from torch import Tensor
@@ -13,7 +13,10 @@ from torch import Tensor
 from .batches import ALONE, Batches, Shard, dataset_fingerprint, split_halves
 from .config import SearchConfig
 from .data import load
-from .images import FolderImages
+from .feeding import Feed, Watch
+from .images import Encoded, FolderImages
+from .implementation import device_of
+from .inputs import encoded, resized
 from .splits import keep_lists
 
 
@@ -25,12 +28,28 @@ class Halves:
         w, alpha: batches for the steps on the weights and on alpha.
         classes: number of classes.
         fingerprint: what a resumed search must find again.
+        feed: decodes them, None where that is Pillow's or numpy's work.
     """
 
     w: Batches
     alpha: Batches
     classes: int
     fingerprint: str
+    feed: Feed | None = None
+
+    @property
+    def feeder(self) -> str:
+        """The loader that makes batches, as key `loader` names it."""
+        return "memory" if self.feed is None else self.feed.name
+
+    @property
+    def waited_s(self) -> float:
+        """How long steps have waited for batches."""
+        return self.w.waited_s + self.alpha.waited_s
+
+    def watch(self) -> Watch:
+        """Of the steps to come."""
+        return Watch(self.feeder, None if self.feed is None else self.feed.meter, self.w.per_epoch)
 
     def __enter__(self) -> Self:
         return self
@@ -40,6 +59,8 @@ class Halves:
     ) -> None:
         self.w.close()
         self.alpha.close()
+        if self.feed is not None:
+            self.feed.close()
 
 
 def open_halves(config: SearchConfig, shard: Shard = ALONE, run: Path | None = None) -> Halves:
@@ -61,13 +82,15 @@ def open_halves(config: SearchConfig, shard: Shard = ALONE, run: Path | None = N
     )  # fmt: skip
     if run is not None and isinstance(dataset, FolderImages) and not shard.rank:
         keep_lists(run, dataset.files, {"w": w_indices, "alpha": alpha_indices})
+    ahead = config.prefetch if encoded(config) else 0
+    feed = Feed(cast("Encoded", dataset), config, shard, device_of(config)) if resized(config) else None
 
     def batches(indices: Tensor, stream: str) -> Batches:
         return Batches(
             dataset, indices, batch=config.batch, seed=config.seed, stream=stream, augment=config.augment,
-            cutout=config.cutout, dtype=getattr(torch, config.dtype), prefetch=isinstance(dataset, FolderImages),
-            shard=shard,
+            cutout=config.cutout, dtype=getattr(torch, config.dtype), prefetch=ahead, shard=shard,
+            source=feed.source(stream) if feed is not None else None,
         )  # fmt: skip
 
     fingerprint = dataset_fingerprint(dataset.labels, w_indices, alpha_indices)
-    return Halves(batches(w_indices, "w"), batches(alpha_indices, "alpha"), len(dataset.classes), fingerprint)
+    return Halves(batches(w_indices, "w"), batches(alpha_indices, "alpha"), len(dataset.classes), fingerprint, feed)

@@ -27,6 +27,7 @@ from .draw import save_cells
 from .environment import environment
 from .errors import CheckpointError, InterruptedSearchError, NumericsError, RunFolderError
 from .evaluate import best_of, derived, evaluate, genotype_paths, random_cells
+from .feeding import changed_feeder
 from .genotype import Genotype
 from .guard import Descent, Guard, context_bytes, room_of
 from .halves import open_halves
@@ -89,6 +90,7 @@ class _Run:
         self.folder, self.config, self.device = folder, config, device
         self.space = space_named(config.space)
         self.halves = open_halves(config, run=folder.path)
+        self.watch = self.halves.watch()
         self.learner, self.impl, self.impl_note = build_learner(config, device, self.halves.classes)
         self.steps_per_epoch = self.halves.w.per_epoch
         self.total_steps = self.steps_per_epoch * config.epochs
@@ -120,15 +122,22 @@ class _Run:
             self.progress.note(f"run folder {self.folder.path}")
             if self.impl_note is not None:
                 self.progress.note(self.impl_note)
+            if self.halves.feed is not None:
+                self.progress.note(self.halves.feed.note)
             if not self.step:
-                self._write(
-                    {"kind": "data", "step": 0, "images": self.halves.fingerprint, "classes": self.halves.classes}
-                )
+                self._write({
+                    "kind": "data", "step": 0, "images": self.halves.fingerprint, "classes": self.halves.classes,
+                    "loader": self.halves.feeder,
+                })  # fmt: skip
             if start is not None:
                 self.progress.note(f"resumed after step {self.step} of {self.total_steps} from {start.path}")
-                self._write(
-                    {"kind": "event", "step": self.step, "what": "resumed", "detail": f"from {start.path.name}"}
-                )
+                changed = changed_feeder(self.folder.read_metrics(), self.halves.feeder)
+                if changed is not None:
+                    self.progress.note(changed)
+                self._write({
+                    "kind": "event", "step": self.step, "what": "resumed", "detail": f"from {start.path.name}",
+                    "loader": self.halves.feeder,
+                })  # fmt: skip
             self.guard = self._guard(resumed=start is not None)
             self.learner.follow(schedule.sampled(self.config, min(self._epoch(), self.config.epochs - 1)))
             if self.config.budget and start is None:
@@ -204,7 +213,7 @@ class _Run:
         if place == 0:
             self._follow_schedule()
         self._fit()
-        begin = time.perf_counter()
+        begin, waited_s = time.perf_counter(), self.halves.waited_s
         alpha: AlphaResult | None = None
         images = 0
         # Once in each epoch, in the first step that has a step on alpha where there is one.
@@ -219,7 +228,7 @@ class _Run:
             batch = self.halves.w.at(self.step)
             result: WeightResult = self._checked("weight", self.learner.weight_step, batch, moment, recording)
             images += len(batch.labels_B)
-        seconds = time.perf_counter() - begin
+        seconds, wait_s = time.perf_counter() - begin, self.halves.waited_s - waited_s
         self.step += 1
         self.epoch_closed = False
         row = {
@@ -227,10 +236,16 @@ class _Run:
             "accuracy": result.accuracy, "alpha_loss": alpha.loss if alpha else None, "grad_norm": result.grad_norm,
             "alpha_grad_norm": alpha.grad_norm if alpha else None, "lr": moment.lr, "tau": moment.tau,
             "drop_rate": moment.drop_rate,
-            "time": {"step_s": seconds, "samples_per_s": images / seconds, "rss_bytes": process_rss_bytes()},
+            "time": {
+                "step_s": seconds, "samples_per_s": images / seconds, "wait_s": wait_s,
+                "rss_bytes": process_rss_bytes(),
+            },
         }  # fmt: skip
         self._write(row)
         self.progress.step(row)
+        pace = self.watch.step(seconds, wait_s)
+        if pace is not None:
+            self.progress.note(pace)
         if recording is not None:
             self._keep_timeline(recording)
         if self.step % self.steps_per_epoch == 0:

@@ -5,6 +5,11 @@ Shape suffixes: B images, H rows, W columns, C channels, S side in pixels.
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -20,6 +25,35 @@ from .workers import Workers
 BLOCK = 32768
 
 
+class Meter:
+    """Images made and the time in which any were being made, by all threads together."""
+
+    def __init__(self) -> None:
+        self.images, self._busy_s, self._active, self._since = 0, 0.0, 0, 0.0
+        self._lock = threading.Lock()
+
+    @property
+    def images_per_s(self) -> float:
+        """0 before the first batch is done."""
+        return self.images / self._busy_s if self._busy_s else 0.0
+
+    @contextmanager
+    def making(self, images: int) -> Iterator[None]:
+        """Around the making of so many."""
+        with self._lock:
+            if not self._active:
+                self._since = time.perf_counter()
+            self._active += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._active -= 1
+                self.images += images
+                if not self._active:
+                    self._busy_s += time.perf_counter() - self._since
+
+
 class ResizedCrops:
     """Images of any size as batches: read and decoded in threads, a window of each resized, colours and normalisation.
 
@@ -32,20 +66,25 @@ class ResizedCrops:
         dtype: of the images.
         decoder: makes the pixels; it and `workers` are the caller's to close.
         workers: read the files.
+        meter: counts what is made.
     """
 
     def __init__(
         self, dataset: Encoded, *, seed: int, stream: str, jitter: Strengths | None, dtype: torch.dtype,
-        decoder: Decoder, workers: Workers,
+        decoder: Decoder, workers: Workers, meter: Meter | None = None,
     ) -> None:  # fmt: skip
         self.dataset, self.seed, self.stream, self.jitter, self.dtype = dataset, seed, stream, jitter, dtype
-        self.decoder, self.workers = decoder, workers
+        self.decoder, self.workers, self.meter = decoder, workers, meter or Meter()
         mean_C, std_C = (np.array(part, dtype=np.float64) for part in
                          (dataset.statistics.mean, dataset.statistics.std))  # fmt: skip
         self._scale_C = (1 / (255 * std_C)).astype(np.float32)
         self._shift_C = (-mean_C / std_C).astype(np.float32)
 
     def images(self, indices_B: Tensor, epoch: int | None) -> Tensor:
+        with self.meter.making(len(indices_B)):
+            return self._images(indices_B, epoch)
+
+    def _images(self, indices_B: Tensor, epoch: int | None) -> Tensor:
         pictures = self.workers.map(self._open, indices_B.tolist(), self.dataset.name_of)
         views = self._views(pictures, indices_B.numpy(), epoch)
         pixels_BHWC = self.decoder.decode(pictures, views)
