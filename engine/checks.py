@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..profiles.budget import parse as parse_budget
 from .errors import ConfigError
+from .quantities import LIMITS, parse_quantity
 from .space import space_named
 
 if TYPE_CHECKING:
@@ -98,6 +99,14 @@ def check_combinations(config: SearchConfig) -> None:
     """Of keys that depend on each other. Raises ConfigError."""
     if config.budget:
         parse_budget(config.budget)
+    for name, resource in LIMITS.items():
+        if getattr(config, name):
+            parse_quantity(name, resource, getattr(config, name))
+    if config.target_latency and not config.device_table:
+        raise ConfigError(
+            "a latency needs a table that was measured", got="no device_table", allowed="a file of msgdas latency",
+            next="msgdas latency --out FILE, then --set device_table=FILE",
+        )  # fmt: skip
     if config.device not in ("auto", "cpu") and not config.device.startswith("cuda"):
         raise ConfigError("unknown device", got=config.device, allowed="auto, cpu, cuda, cuda:N", next="--device auto")
     if config.teacher == "ensemble" and (config.mode == "union" or config.k == 1):

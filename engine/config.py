@@ -168,6 +168,10 @@ class SearchConfig:
     alpha_lr: float = key(3e-4, "Adam's learning rate on alpha (DARTS: 3e-4)", flag=False)
     alpha_weight_decay: float = key(1e-3, "Adam's weight decay on alpha (DARTS: 1e-3)", flag=False)
 
+    max_macs: str = key("", "most multiply-accumulates of the derived network, as 600M; it is never above them")
+    max_params: str = key("", "most parameters of the derived network, as 5M", flag=False)
+    target_latency: str = key("", "longest latency of the derived network by device_table, as 80ms", flag=False)
+    device_table: str = key("", "file of msgdas latency, for target_latency and cost = latency", flag=False)
     target_channels: int = key(
         0, "C of the network that the cells are for, whose cost counts, 0 for the usual (docs/resources.md)", flag=False
     )

@@ -43,6 +43,11 @@ class Limit:
     table: CostTable
     most: float
 
+    def told(self, genotype: Genotype) -> str:
+        """As `512 M MACs, at most 600 M MACs`."""
+        resource = self.table.resource
+        return f"{quantity_text(resource, self.table.of(genotype))}, at most {quantity_text(resource, self.most)}"
+
 
 @dataclass(frozen=True, slots=True)
 class Option:
@@ -253,7 +258,7 @@ def _impossible(groups: Sequence[Sequence[Option]], limits: Sequence[Limit]) -> 
         limit.table.fixed + sum(min(option.costs[axis] for option in group) for group in groups)
         for axis, limit in enumerate(limits)
     ]
-    shown = [quantity_text(limit.table.resource, value) for limit, value in zip(limits, least, strict=True)]
+    shown = [quantity_text(limit.table.resource, value, up=True) for limit, value in zip(limits, least, strict=True)]
     over = [axis for axis, limit in enumerate(limits) if least[axis] > limit.most]
     axis = over[0] if over else 0
     limit = limits[axis]

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from .counting import count
-from .errors import ConfigError
 from .genotype import CellGenotype, Genotype
 from .quantities import Resource
 from .space import DARTS, NASBENCH201, ZERO, CellSpec, SearchSpace, StemKind, space_named
@@ -183,13 +182,3 @@ def _with(space: SearchSpace, spec: CellSpec, edge: int, operation: int) -> list
     at = first + 1 if picks[first + 1][0] == edge else first
     picks[at] = (edge, operation)
     return picks
-
-
-def require_resource(tables: Mapping[Resource, CostTable], resource: Resource) -> CostTable:
-    """The table of that resource; ConfigError where a latency is asked for and none was measured."""
-    if resource not in tables:
-        raise ConfigError(
-            "a latency needs a table that was measured", got="no device_table", allowed="a file of msgdas latency",
-            next="msgdas latency --out FILE, then --set device_table=FILE",
-        )  # fmt: skip
-    return tables[resource]

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from .batches import Batch
-from .derive import derive
+from .constrained import Limit, most_probable
+from .derive import weights_of
+from .errors import ConfigError
 from .genotype import CellGenotype, Genotype
 from .paths import Paths, fixed_paths
 from .sampler import Sampler
@@ -18,6 +20,8 @@ from .supernet import SuperNet
 
 # Of a race among random cells: batches of its first round, and cells in its second.
 RACE_BATCHES, FINALISTS = 10, 10
+# Random cells that are drawn for one within the limits.
+MOST_DRAWS = 1000
 
 
 def genotype_paths(space: SearchSpace, genotype: Genotype, device: torch.device) -> Paths:
@@ -35,42 +39,58 @@ def genotype_paths(space: SearchSpace, genotype: Genotype, device: torch.device)
     return fixed_paths(space, chosen, device)
 
 
-def derived(sampler: Sampler) -> Genotype:
-    """The genotype that the sampler's alpha, beta and candidates stand for.
+def derived(sampler: Sampler, limits: Sequence[Limit] = ()) -> Genotype:
+    """The genotype that the sampler's alpha, beta and candidates stand for, the most probable one within the limits.
 
     Raises:
         NumericsError: where a logit is NaN or infinite.
+        ConfigError: where nothing is within the limits.
     """
     everything = sampler.num_alive == sampler.space.num_operations
-    return derive(
+    weights = weights_of(
         sampler.space,
         {kind: alpha.tolist() for kind, alpha in sampler.alpha.items()},
         alone=sampler.config.relaxation == "sigmoid",
         beta={kind: beta.tolist() for kind, beta in sampler.beta.items()} if sampler.beta else None,
         alive=None if everything else {kind: sampler.alive(kind).tolist() for kind in sampler.alpha},
     )
+    return most_probable(sampler.space, weights, limits)
 
 
-def random_cells(space: SearchSpace, seed: int, count: int) -> list[Genotype]:
+def random_cells(space: SearchSpace, seed: int, count: int, limits: Sequence[Limit] = ()) -> list[Genotype]:
     """Cells drawn uniformly: two different inputs for each node and a candidate for each, `none` where it is one.
 
     NAS-Bench-201 has all edges, so that only the operations are drawn. Source: `sample_arch` of
-    liamcli/randomNAS_release (Li and Talwalkar 2019).
+    liamcli/randomNAS_release (Li and Talwalkar 2019). Uniform among those within the limits: others are drawn again.
+
+    Raises:
+        ConfigError: where hardly any cell is within the limits.
     """
     chance = random.Random(seed)
-    found = []
-    for _ in range(count):
-        cells = []
-        for spec in space.cells:
-            pairs: list[tuple[str, int]] = []
-            candidates = space.names_of(spec.kind)
-            for node in range(spec.inputs, spec.num_states):
-                incoming = [row for row, edge in enumerate(spec.edges) if edge.target == node]
-                kept = chance.sample(incoming, 2) if space.rule == "top2" else incoming
-                pairs += [(chance.choice(candidates[row]), spec.edges[row].source) for row in kept]
-            cells.append((spec.kind, CellGenotype(tuple(pairs), spec.concat)))
-        found.append(Genotype(space.family, tuple(cells)))
-    return found
+    found: list[Genotype] = []
+    for _ in range(MOST_DRAWS * count if limits else count):
+        cell = _random_cell(space, chance)
+        if all(limit.table.of(cell) <= limit.most for limit in limits):
+            found.append(cell)
+        if len(found) == count:
+            return found
+    raise ConfigError(
+        "random cells are hardly ever within the limits", got=f"{len(found)} of {MOST_DRAWS * count}",
+        allowed=f"1 in {MOST_DRAWS}", next="larger limits, or --set choose=alpha",
+    )  # fmt: skip
+
+
+def _random_cell(space: SearchSpace, chance: random.Random) -> Genotype:
+    cells = []
+    for spec in space.cells:
+        pairs: list[tuple[str, int]] = []
+        candidates = space.names_of(spec.kind)
+        for node in range(spec.inputs, spec.num_states):
+            incoming = [row for row, edge in enumerate(spec.edges) if edge.target == node]
+            kept = chance.sample(incoming, 2) if space.rule == "top2" else incoming
+            pairs += [(chance.choice(candidates[row]), spec.edges[row].source) for row in kept]
+        cells.append((spec.kind, CellGenotype(tuple(pairs), spec.concat)))
+    return Genotype(space.family, tuple(cells))
 
 
 def best_of(

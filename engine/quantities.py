@@ -9,7 +9,8 @@ from typing import Literal
 from .errors import ConfigError
 
 Resource = Literal["params", "macs", "latency"]
-RESOURCES: tuple[Resource, ...] = ("params", "macs", "latency")
+# The configuration's key of each resource's limit.
+LIMITS: dict[str, Resource] = {"max_params": "params", "max_macs": "macs", "target_latency": "latency"}
 # A latency is in milliseconds, the others are counts.
 UNITS: dict[Resource, dict[str, float]] = {
     "params": {"": 1, "k": 1e3, "M": 1e6, "G": 1e9},
@@ -43,12 +44,15 @@ def parse_quantity(name: str, resource: Resource, text: str) -> float:
     return value
 
 
-def quantity_text(resource: Resource, value: float) -> str:
-    """As `600 M MACs` or `80 ms`, four digits."""
-    if resource == "latency":
-        return f"{value:.4g} ms"
-    word = {"params": "parameters", "macs": "MACs"}[resource]
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.4g} {unit} {word}"
-    return f"{value:.4g} {word}"
+def quantity_text(resource: Resource, value: float, *, up: bool = False) -> str:
+    """As `600 M MACs` or `80 ms`, four digits; rounded up where `up` is set, so that it is never below the value."""
+    word = {"params": " parameters", "macs": " MACs", "latency": " ms"}[resource]
+    if resource != "latency":
+        for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+            if value >= size:
+                value, word = value / size, f" {unit}{word}"
+                break
+    if up and value > 0:
+        grain = 10.0 ** (math.floor(math.log10(value)) - 3)
+        value = math.ceil(value / grain * (1 - 1e-12)) * grain
+    return f"{value:.4g}{word}"

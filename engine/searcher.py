@@ -36,6 +36,7 @@ from .progress import Progress
 from .recording import Recording
 from .report import write_report
 from .report_figures import SKIP_ALARM
+from .resources import limits_of
 from .result import SearchResult
 from .rundir import MetricsWriter, RunFolder
 from .signals import StopFlag
@@ -91,6 +92,7 @@ class _Run:
         self.space = space_named(config.space)
         self.halves = open_halves(config, run=folder.path)
         self.watch = self.halves.watch()
+        self.limits = limits_of(config, self.halves.classes)
         self.learner, self.impl, self.impl_note = build_learner(config, device, self.halves.classes)
         self.steps_per_epoch = self.halves.w.per_epoch
         self.total_steps = self.steps_per_epoch * config.epochs
@@ -309,7 +311,8 @@ class _Run:
         epoch = (self.step - 1) // self.steps_per_epoch
         guidance, sampler = self.learner.guidance, self.learner.sampler
         chosen = self.config.choose == "supernet"
-        genotype = random_cells(self.space, self.config.seed + 1 + epoch, 1)[0] if chosen else derived(sampler)
+        seed = self.config.seed + 1 + epoch
+        genotype = random_cells(self.space, seed, 1, self.limits)[0] if chosen else derived(sampler, self.limits)
         paths = genotype_paths(self.space, genotype, self.device)
 
         judged = self.guard.attempt(lambda: evaluate(self.learner.net, paths, self._held(0), self.device, self.stop))
@@ -323,7 +326,9 @@ class _Run:
             "teacher": guidance.kind, "teacher_used": guidance.trusted and schedule.guidance_active(self.config, epoch),
             "teacher_loss": guidance.teacher_loss, "student_loss": guidance.student_loss, "skips": skips,
             "alpha": {kind: p.tolist() for kind, p in sampler.probabilities().items()},
-            "genotype": genotype.to_json_dict(), "time": {"eval_s": time.perf_counter() - begin},
+            "genotype": genotype.to_json_dict(),
+            "costs": {limit.table.resource: limit.table.of(genotype) for limit in self.limits},
+            "time": {"eval_s": time.perf_counter() - begin},
         }  # fmt: skip
         self._write(row)
         self.progress.epoch(row)
@@ -340,7 +345,7 @@ class _Run:
         return itertools.islice(held, count) if count else held
 
     def _best_random_cell(self) -> Genotype:
-        cells = random_cells(self.space, self.config.seed, self.config.candidates)
+        cells = random_cells(self.space, self.config.seed, self.config.candidates, self.limits)
         self.progress.note(f"{len(cells)} random cells compete with the super-net's weights")
         found = self.guard.attempt(lambda: best_of(cells, self.learner.net, self._held, self.device, self.stop))
         if found is None:
@@ -387,7 +392,9 @@ class _Run:
 
     def _finish(self) -> SearchResult:
         chosen = self.config.choose == "supernet"
-        genotype = self._best_random_cell() if chosen else derived(self.learner.sampler)
+        genotype = self._best_random_cell() if chosen else derived(self.learner.sampler, self.limits)
+        for limit in self.limits:
+            self.progress.note(f"derived network: {limit.told(genotype)}")
         self.folder.write_json(rundir.GENOTYPE, genotype.to_json_dict())
         save_cells(genotype, self.folder.path / "cells.svg", self.folder.path / "cells.png")
         report = write_report(self.folder.path)

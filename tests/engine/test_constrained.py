@@ -152,6 +152,8 @@ def test_quantities() -> None:
     assert parse_quantity("max_params", "params", "1e6") == 1e6
     assert parse_quantity("target_latency", "latency", "0.08s") == 80
     assert quantity_text("macs", 6e8) == "600 M MACs" and quantity_text("latency", 80.0) == "80 ms"
+    assert quantity_text("macs", 7_783_051.0, up=True) == "7.784 M MACs"
+    assert quantity_text("macs", 7_784_000.0, up=True) == "7.784 M MACs"
     for text in ("", "600", "-5ms", "nan ms", "80 MACs", "0ms"):
         with pytest.raises(ConfigError, match="target_latency is no time"):
             parse_quantity("target_latency", "latency", text)
