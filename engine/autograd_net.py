@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cell import CellCall
+from .cell import CellCall, Shortcut
 from .operation import Operation
 from .ops import plain_factorized_reduce, plain_norm
 from .space import StemSpec
@@ -28,7 +28,12 @@ def plain_stem(spec: StemSpec, x_BCHW: Tensor, parameters: Sequence[Tensor]) -> 
             x_BCHW = torch.relu(x_BCHW)
         w, weight, bias = parameters[3 * number : 3 * number + 3]
         x_BCHW = plain_norm(F.conv2d(x_BCHW, w, None, conv_spec.stride, 1), weight, bias)
-    return x_BCHW
+    return F.relu6(x_BCHW) if spec.relu6_last else x_BCHW
+
+
+def plain_head(x_BCHW: Tensor, w: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """1x1 convolution, BatchNorm, ReLU6, mean over the pixels: [B, C]."""
+    return F.relu6(plain_norm(F.conv2d(x_BCHW, w), weight, bias)).mean((2, 3))
 
 
 def plain_prepare(x_BCHW: Tensor, weights: Sequence[Tensor]) -> Tensor:
@@ -56,7 +61,7 @@ def plain_cell(
         states = [plain_prepare(x, weights[place]) for x, place in zip(inputs, call.preprocess, strict=True)]
     for node in range(spec.inputs, spec.num_states):
         terms = []
-        for row, edge in enumerate(spec.edges):
+        for row, edge in enumerate(spec.edges, start=call.layer.first_row):
             if edge.target != node:
                 continue
             mine = [branch for branch in branches if branch[0] == row]
@@ -65,8 +70,15 @@ def plain_cell(
             elif mine:
                 y = partial_edge(call, mine, gates_EO, states[edge.source], edge.stride, partial)
                 terms.append(y if edges_E is None else edges_E[row] * y)
+        terms += [_shortcut(call, one, gates_EO, states) for one in call.shortcuts if one.edge.target == node]
         states.append(sum(terms[1:], terms[0]))
     return torch.cat([states[node] for node in spec.concat], 1)
+
+
+def _shortcut(call: CellCall, shortcut: Shortcut, gates_EO: Tensor, states: Sequence[Tensor]) -> Tensor:
+    x_BCHW = states[shortcut.edge.source]
+    factor = shortcut.factor(call.drop, call.index, gates_EO.detach(), x_BCHW.permute(0, 2, 3, 1))
+    return x_BCHW if factor is None else x_BCHW * factor.permute(0, 3, 1, 2)
 
 
 def _terms(

@@ -53,6 +53,30 @@ class Branch:
 
 
 @dataclass(frozen=True, slots=True)
+class Shortcut:
+    """An edge whose source is added to its target, see `Edge`.
+
+    Attributes:
+        edge: of the cell.
+        row: its number among all rows of alpha.
+        column: of the operation that leaves the layer out, where it was sampled: Dropblock-Identity then acts on as
+            much of the shortcut as that operation's gate says, all of it in a sub-graph (ours).
+    """
+
+    edge: Edge
+    row: int
+    column: int | None
+
+    def factor(self, drop: Drop | None, index: int, gates_EO: Any, x_BHWC: Tensor) -> Tensor | None:
+        """What the source is multiplied by, None for 1; `index` is the cell's number, gates are read on the host."""
+        if drop is None or self.column is None:
+            return None
+        gates = gates_EO[self.row]
+        gate = float(gates[self.column])
+        return drop.mask(x_BHWC, index, self.row * len(gates) + self.column).mul_(gate).add_(1 - gate)
+
+
+@dataclass(frozen=True, slots=True)
 class CellCall:
     """One pass through one cell, everything that is not a tensor.
 
@@ -68,6 +92,7 @@ class CellCall:
         drop: Dropblock-Identity of this pass, or None.
         gates: values of gates_EO on the host; the plain path has no use for them.
         kernels: what computes.
+        shortcuts: of the cell's edges.
     """
 
     layer: CellLayer
@@ -79,6 +104,7 @@ class CellCall:
     drop: Drop | None
     gates: list[list[float]] | None
     kernels: Reference
+    shortcuts: tuple[Shortcut, ...] = ()
 
 
 class CellFunction(torch.autograd.Function):
@@ -104,6 +130,11 @@ class CellFunction(torch.autograd.Function):
         tapes = [_tape(call, branch, weights, need_w, gates_EO.shape[1]) for branch in call.branches]
         out_stats: list[batchnorm.Stats | None] = []
         kept_z: list[Tensor | None] = []
+        for shortcut in call.shortcuts:
+            x = states[shortcut.edge.source]
+            factor = shortcut.factor(call.drop, call.index, gates, x)
+            states[shortcut.edge.target].add_(x if factor is None else x * factor)
+            del factor
         by_target = _by_target(call.branches)
         for target, numbers in by_target.items():
             mean_sum_C: Tensor | None = None
@@ -196,6 +227,7 @@ class _Backward:
             if dy is not None:
                 numbers = reversed(branches.get(node, []))
                 self._node(dy, list(numbers), shadows.get(node, []), grads)
+                self._shortcuts(node, dy, grads)
             grads[node] = None
             del dy
         d_gates = self._gates()
@@ -218,6 +250,18 @@ class _Backward:
             grads[edge.source] = source.grad
         for number in shadows if self.need_gates else ():
             self._shadow(self.call.shadows[number], dy, sum_dy_C)
+
+    def _shortcuts(self, node: int, dy: Tensor, grads: list[Tensor | None]) -> None:
+        """Send dy, which is used up, past the node's operations."""
+        for shortcut in self.call.shortcuts:
+            source = shortcut.edge.source
+            if shortcut.edge.target != node or not self._need_state(source):
+                continue
+            factor = shortcut.factor(self.call.drop, self.call.index, self.saved.gates, self.states[source])
+            if factor is not None:
+                dy.mul_(factor)
+            before = grads[source]
+            grads[source] = dy if before is None else before.add_(dy)
 
     def _branch(self, number: int, source: Source, dy: Tensor, sum_dy_C: Tensor | None) -> None:
         branch, tape = self.call.branches[number], self.saved.tapes[number]

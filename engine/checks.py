@@ -129,6 +129,11 @@ def check_combinations(config: SearchConfig) -> None:
             got=f"channels {config.channels}, partial {config.partial}", allowed=f"a multiple of {2 * config.partial}",
             next=f"--channels {2 * config.partial * max(1, round(config.channels / (2 * config.partial)))}",
         )  # fmt: skip
+    if config.partial > 1 and space_named(config.space).chain is not None:
+        raise ConfigError(
+            "partial channels are for cells that keep their channels", got=f"space {config.space}",
+            allowed="partial 1, or a space of cells", next="another --method, or --space darts",
+        )  # fmt: skip
     if config.partial > 1 and config.policy != "autograd":
         raise ConfigError(
             "partial channels need the plain path", got=f"policy {config.policy}", allowed="policy autograd",
@@ -188,5 +193,24 @@ def check_estimator(config: SearchConfig) -> None:
             got=f"noise {config.noise}, gate {config.gate}, forward {config.forward}",
             allowed="noise off, a gate with a gradient, forward mixed", next="--method darts2",
         )  # fmt: skip
+    _check_widest(config)
+    if config.edges_per_node and space_named(config.space).chain is not None:
+        raise ConfigError(
+            "a layer of a chain has one incoming edge", got=f"edges_per_node {config.edges_per_node}", allowed=0,
+            next="--set edges_per_node=0",
+        )  # fmt: skip
     if config.edges_per_node and config.k != 1:
         raise ConfigError("edges_per_node draws single paths", got=f"k {config.k}", allowed="k 1", next="--k 1")
+
+
+def _check_widest(config: SearchConfig) -> None:
+    """Where edges have unequally many candidates, more than the fewest only in the mixture of all of them."""
+    fewest = space_named(config.space).fewest_candidates(with_none=config.with_none)
+    mixture = config.mode == "union" and config.gate != "score" and config.relaxation in ("shared", "plain", "sigmoid")
+    apart = config.mode_weights == "subgraphs" and (config.k_weights or config.k) > fewest
+    if config.k > fewest and (apart or not mixture):
+        raise ConfigError(
+            f"some edges of space {config.space} have {fewest} candidates",
+            got=f"k {config.k}, mode {config.mode}, relaxation {config.relaxation}, gate {config.gate}",
+            allowed=f"k 1 to {fewest}, or a union with relaxation shared, plain or sigmoid", next=f"--k {fewest}",
+        )  # fmt: skip

@@ -19,7 +19,7 @@ from .checks import check_combinations, check_policies, check_ranges, check_sche
 from .errors import ConfigError
 from .inputs import check_inputs
 from .method import METHODS, method_named
-from .space import search_skeleton, space_named
+from .space import SPACES, search_skeleton, space_named
 
 MAX_TOML_BYTES = 1 << 20
 
@@ -35,7 +35,7 @@ class SearchConfig:
 
     recipe: str = key("custom", "name of the recipe this started from", flag=False)
 
-    space: str = key("darts", "search space: darts, nasbench201, nasbench201-conv-skip, or s1, s2, s3 of RobustDARTS")
+    space: str = key("darts", f"search space: {', '.join(SPACES)}; docs/spaces.md")
     stem: Literal["cifar", "imagenet"] = key("cifar", "cifar keeps the image's side, imagenet divides it by 8")
     channels: int = key(16, "channels C of a node in the first cell (DARTS: 16)")
     layers: int = key(8, "number of searched cells (DARTS: 8)")
@@ -340,6 +340,8 @@ def build(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> SearchConfig
                 next=f"leave out {name}, or --method msg",
             )
         values[name] = value
+    if space.chain is not None and "layers" not in overrides:
+        values["layers"] = len(space.chain.layers)
     scheduled = values.get("k_schedule", "")
     if scheduled not in ("", "grow", "shrink") and "k" not in {**overrides, **method.fixed}:
         values["k"] = max(listed("k_schedule", scheduled))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from .errors import GenotypeError, NumericsError
 from .genotype import CellGenotype, Genotype
-from .space import SKIP, ZERO, CellSpec, SearchSpace
+from .space import SKIPS, ZERO, CellSpec, SearchSpace
 
 
 def softmax(logits: Sequence[float]) -> list[float]:
@@ -82,7 +82,8 @@ def derive(
         alpha: logits per kind of cell, [edges][operations].
         alone: sigmoid of each logit in place of the softmax of a row (FairDARTS).
         beta: logits of the edges per kind of cell.
-        alive: which operations are candidates, all where None; an edge without any but `none` is not chosen.
+        alive: which operations are candidates, all of the space's where None; an edge without any but `none` is not
+            chosen.
 
     Raises:
         NumericsError: where a logit is NaN or infinite.
@@ -103,6 +104,9 @@ def weights_of(
             rows = [[sigmoid(logit) for logit in row] for row in alpha[spec.kind]]
         if alive is not None:
             rows = [_among(row, mask, alone) for row, mask in zip(rows, alive[spec.kind], strict=True)]
+        for row, excluded in zip(rows, space.excluded(spec.kind), strict=True):
+            for column in excluded:
+                row[column] = -1.0
         if beta is not None:
             shares = _edge_weights(spec, beta[spec.kind])
             rows = [[share * value for value in row] for share, row in zip(shares, rows, strict=True)]
@@ -152,5 +156,8 @@ def _argmax(space: SearchSpace, spec: CellSpec, rows: Sequence[Sequence[float]])
 
 
 def skip_count(genotype: Genotype) -> dict[str, int]:
-    """Number of skip-connects in each kind of cell; many of them in the normal cell are DARTS' collapse."""
-    return {kind: sum(operation == SKIP for operation, _ in cell.pairs) for kind, cell in genotype.cells}
+    """Number of skip-connects in each kind of cell; many of them in the normal cell are DARTS' collapse.
+
+    In a chain the layers that are left out.
+    """
+    return {kind: sum(operation in SKIPS for operation, _ in cell.pairs) for kind, cell in genotype.cells}

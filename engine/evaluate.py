@@ -46,13 +46,12 @@ def derived(sampler: Sampler, limits: Sequence[Limit] = ()) -> Genotype:
         NumericsError: where a logit is NaN or infinite.
         ConfigError: where nothing is within the limits.
     """
-    everything = sampler.num_alive == sampler.space.num_operations
     weights = weights_of(
         sampler.space,
         {kind: alpha.tolist() for kind, alpha in sampler.alpha.items()},
         alone=sampler.config.relaxation == "sigmoid",
         beta={kind: beta.tolist() for kind, beta in sampler.beta.items()} if sampler.beta else None,
-        alive=None if everything else {kind: sampler.alive(kind).tolist() for kind in sampler.alpha},
+        alive=None if sampler.everything_alive else {kind: sampler.alive(kind).tolist() for kind in sampler.alpha},
     )
     return most_probable(sampler.space, weights, limits)
 

@@ -1,9 +1,9 @@
 """Genotypes: the answer of a search, as pure data that is checked when it is built.
 
-Two spaces are known. A DARTS genotype has the cells `normal` and `reduce`; each reads the two cells before it
+Four spaces are known. A DARTS genotype has the cells `normal` and `reduce`; each reads the two cells before it
 (states 0 and 1), each of its nodes adds two operations, and `concat` lists the nodes that form its output.
 A NAS-Bench-201 genotype has one `cell` with three nodes; node j adds one operation from each of the j earlier
-states.
+states. A genotype of a mobile chain (`mobile`, `fbnet`) has one `chain`: an operation for each of its layers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from typing import Any, NoReturn
 
 from .errors import GenotypeError
 from .space import (
+    CHAIN,
     DARTS,
+    FAMILIES,
     NASBENCH201,
     NASBENCH201_OPERATIONS,
     PUBLISHED_OPERATIONS,
@@ -28,6 +30,7 @@ from .space import (
 )
 
 MAX_FILE_BYTES = 1 << 20
+CHAINS = tuple(family for family, space in FAMILIES.items() if space.chain is not None)
 EXAMPLE = '{"normal": [["sep_conv_3x3", 0], ...], "normal_concat": [2, ...], "reduce": [...], ...}'
 DARTS_KINDS = tuple(spec.kind for spec in DARTS.cells)
 _ARCH_TERM = re.compile(r"([A-Za-z0-9_]{1,40})~([0-9]{1,3})")
@@ -53,7 +56,7 @@ class Genotype:
     """The derived cells of a search space, by kind.
 
     Attributes:
-        space: `darts` or `nasbench201`.
+        space: `darts`, `nasbench201`, `mobile` or `fbnet`.
         cells: (kind, cell) in the space's order.
 
     Raises:
@@ -74,8 +77,10 @@ class Genotype:
         return next(cell for name, cell in self.cells if name == kind)
 
     def node_pairs(self, kind: str) -> tuple[Pairs, ...]:
-        """(operation, input state) of each node: two in DARTS, one per earlier state in NAS-Bench-201."""
+        """(operation, input state) of each node: two in DARTS, one per earlier state in NAS-Bench-201, one a layer."""
         pairs = self.cell(kind).pairs
+        if self.space in CHAINS:
+            return tuple((pair,) for pair in pairs)
         if self.space == DARTS.name:
             return tuple(pairs[start : start + 2] for start in range(0, len(pairs), 2))
         nodes = NASBENCH201.cells[0].nodes
@@ -83,8 +88,8 @@ class Genotype:
 
     def spec(self, kind: str) -> CellSpec:
         """The cell's type with its own nodes and concat, and one edge per pair in the order of the pairs."""
-        if self.space == NASBENCH201.name:
-            return NASBENCH201.cell(kind)
+        if self.space != DARTS.name:
+            return FAMILIES[self.space].cell(kind)
         reduction = DARTS.cell(kind).reduction
         nodes = self.node_pairs(kind)
         edges = tuple(
@@ -95,14 +100,22 @@ class Genotype:
         return CellSpec(kind, 2, len(nodes), edges, self.cell(kind).concat, preprocess=True, reduction=reduction)
 
     def to_json_dict(self) -> dict[str, Any]:
-        """`{"normal": [[op, input], ...], "normal_concat": [...], ...}`, or `{"arch": "|op~0|+..."}`."""
+        """`{"normal": [[op, input], ...], ...}`, `{"arch": "|op~0|+..."}` or `{"mobile": [op, ...]}`."""
         if self.space == NASBENCH201.name:
             return {"arch": self.arch}
+        if self.space in CHAINS:
+            return {self.space: list(self.layers)}
         data: dict[str, Any] = {}
         for kind, cell in self.cells:
             data[kind] = [[operation, source] for operation, source in cell.pairs]
             data[f"{kind}_concat"] = list(cell.concat)
         return data
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The operation of each layer; only for a genotype of a chain."""
+        assert self.space in CHAINS, self.space
+        return tuple(operation for operation, _ in self.cell(CHAIN).pairs)
 
     @property
     def arch(self) -> str:
@@ -123,6 +136,10 @@ class Genotype:
         if "arch" in data:
             _check_keys(data, ("arch",))
             return from_arch(data["arch"])
+        for family in CHAINS:
+            if family in data:
+                _check_keys(data, (family,))
+                return from_layers(family, data[family])
         _check_keys(data, tuple(key for kind in DARTS_KINDS for key in (kind, f"{kind}_concat")))
         cells = tuple((kind, _read_cell(kind, data[kind], data[f"{kind}_concat"])) for kind in DARTS_KINDS)
         return cls(DARTS.name, cells)
@@ -176,6 +193,20 @@ def from_arch(text: object) -> Genotype:
             _refuse(f"node {node} of a NAS-Bench-201 cell reads each earlier state once, in order", part, example)
         pairs += found
     return Genotype(NASBENCH201.name, (("cell", CellGenotype(tuple(pairs), NASBENCH201.cells[0].concat)),))
+
+
+def from_layers(family: str, names: object) -> Genotype:
+    """The genotype of a chain, `mobile` or `fbnet`, from the operation of each of its layers.
+
+    Raises:
+        GenotypeError: for anything but a list of as many operations as the chain has layers.
+    """
+    spec = FAMILIES[family].cell(CHAIN)
+    if not isinstance(names, list | tuple) or len(names) != len(spec.edges):
+        got = len(names) if isinstance(names, list | tuple) else type(names).__name__
+        _refuse(f"a genotype of space {family} lists the operation of each layer", got, f"{len(spec.edges)} operations")
+    pairs = tuple((name, edge.source) for name, edge in zip(names, spec.edges, strict=True))
+    return Genotype(family, ((CHAIN, CellGenotype(pairs, spec.concat)),))
 
 
 def read_text(path: Path) -> str:
@@ -247,13 +278,17 @@ def _check(genotype: Genotype) -> None:
         kinds: tuple[str, ...] = ("cell",)
     elif genotype.space == DARTS.name:
         kinds = DARTS_KINDS
+    elif genotype.space in CHAINS:
+        kinds = (CHAIN,)
     else:
-        _refuse("unknown space of a genotype", reprlib.repr(genotype.space), f"{DARTS.name}, {NASBENCH201.name}")
+        _refuse("unknown space of a genotype", reprlib.repr(genotype.space), ", ".join(FAMILIES))
     if genotype.kinds != kinds:
         _refuse(f"a genotype of space {genotype.space} has these cells", genotype.kinds, ", ".join(kinds))
     for kind, cell in genotype.cells:
         if genotype.space == DARTS.name:
             _check_darts_cell(kind, cell)
+        elif genotype.space in CHAINS:
+            _check_chain(genotype.space, cell)
         else:
             _check_nasbench201_cell(cell)
 
@@ -288,3 +323,13 @@ def _check_nasbench201_cell(cell: CellGenotype) -> None:
         _refuse("a NAS-Bench-201 cell has an operation on each edge", sources, "inputs 0, 0, 1, 0, 1, 2")
     if cell.concat != spec.concat:
         _refuse("the output of a NAS-Bench-201 cell is its last node", cell.concat, str(spec.concat))
+
+
+def _check_chain(family: str, cell: CellGenotype) -> None:
+    space = FAMILIES[family]
+    spec = space.cell(CHAIN)
+    sources = [source for _, source in cell.pairs]
+    if sources != [edge.source for edge in spec.edges] or cell.concat != spec.concat:
+        _refuse(f"a chain of space {family} has an operation on each layer", sources, f"{len(spec.edges)} layers")
+    for number, ((operation, _), allowed) in enumerate(zip(cell.pairs, space.names_of(CHAIN), strict=True), start=1):
+        _check_operation(f"layer {number} of {family}", operation, allowed)

@@ -9,6 +9,7 @@ import torch
 from ..kernels import backend
 from .config import SearchConfig
 from .errors import ConfigError
+from .space import space_named
 
 Impl = Literal["triton", "native", "reference"]
 
@@ -70,4 +71,6 @@ def _why_not_triton(config: SearchConfig) -> str | None:
         return "gate recompute runs operations that were not sampled, which only the host can know"
     if config.policy == "autograd":
         return "policy autograd is the plain path"
+    if space_named(config.space).chain is not None:
+        return f"space {config.space} has no Triton kernels"
     return None

@@ -99,12 +99,12 @@ FAIR_DARTS = Method(
 )
 DR_NAS = Method(
     "drnas",
-    {**DENSE, "noise": "dirichlet", "with_none": {"darts": False, "nasbench201": True}},
+    {**DENSE, "noise": "dirichlet", "with_none": {"darts": False, "nasbench201": True, "mobile": True, "fbnet": True}},
     "Chen, Wang, Cheng, Tang and Hsieh, DrNAS: Dirichlet Neural Architecture Search (ICLR 2021)",
 )
 P_DARTS = Method(
     "pdarts",
-    {**DENSE, "keep_ops": {"darts": "5,3", "nasbench201": "3,2"}, "dbi": "dropout"},
+    {**DENSE, "keep_ops": {"darts": "5,3", "nasbench201": "3,2", "mobile": "5,3", "fbnet": "5,3"}, "dbi": "dropout"},
     "Chen, Xie, Wu and Tian, Progressive Differentiable Architecture Search (ICCV 2019), without its growing depth",
 )
 RANDOM = Method(
@@ -116,7 +116,7 @@ RANDOM = Method(
         "relaxation": "shared",
         "gate": "sampled",
         "alpha_scale": 0.0,
-        "edges_per_node": {"darts": 2, "nasbench201": 0},
+        "edges_per_node": {"darts": 2, "nasbench201": 0, "mobile": 0, "fbnet": 0},
         "choose": "supernet",
         "dbi": "off",
         "teacher": "none",

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..kernels.primitives import Reference
 from ..kernels.reference import batchnorm, dropblock
+from ..kernels.reference.inverted import Inverted
 from ..kernels.reference.separable import Separable
 
 Shape = tuple[int, ...]
@@ -82,6 +83,7 @@ class Tape:
         kernels: what computes.
         drop_mask: makes the mask of Dropblock-Identity for a map, or None.
         separable: what a separable convolution remembers.
+        inverted: what an inverted residual remembers.
         weight_grads: where backward writes the gradient of each weight; empty where none is wanted.
     """
 
@@ -91,6 +93,7 @@ class Tape:
     kernels: Reference
     drop_mask: Callable[[Tensor], Tensor] | None = None
     separable: Separable | None = None
+    inverted: Inverted | None = None
     weight_grads: Sequence[Tensor] = ()
 
 
@@ -177,8 +180,8 @@ class Operation:
 
     is_identity = False
 
-    def weight_shapes(self, channels: int, stride: int) -> tuple[Shape, ...]:
-        """Shapes of the parameters for a map of `channels` channels."""
+    def weight_shapes(self, channels_in: int, channels: int, stride: int) -> tuple[Shape, ...]:
+        """Shapes of the parameters from a map of `channels_in` channels to one of `channels`; equal in most cells."""
         return ()
 
     def forward(self, tape: Tape, source: Source, keep: Keep) -> Tensor:

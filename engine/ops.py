@@ -14,8 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..kernels.reference import batchnorm, conv
+from ..kernels.reference import batchnorm, conv, inverted
+from ..kernels.reference.inverted import Inverted
 from ..kernels.reference.separable import Separable
+from .chain import FBNET_SKIP, MOBILE_FIXED, MOBILE_ZERO
+from .errors import ConfigError
 from .operation import DirectOperation, Keep, NormalisedOperation, Operation, Shape, Source, Tape, Through
 from .space import SKIP, ZERO
 
@@ -31,7 +34,7 @@ class DepthwiseSeparable(NormalisedOperation):
     dilation: int
     stages: int
 
-    def weight_shapes(self, channels: int, stride: int) -> tuple[Shape, ...]:
+    def weight_shapes(self, channels_in: int, channels: int, stride: int) -> tuple[Shape, ...]:
         return ((channels, 1, self.side, self.side), (channels, channels)) * self.stages
 
     def forward(self, tape: Tape, source: Source, keep: Keep) -> Tensor:
@@ -78,7 +81,7 @@ class ReluConv(NormalisedOperation):
 
     side: int
 
-    def weight_shapes(self, channels: int, stride: int) -> tuple[Shape, ...]:
+    def weight_shapes(self, channels_in: int, channels: int, stride: int) -> tuple[Shape, ...]:
         return ((channels, channels, self.side, self.side),)
 
     def forward(self, tape: Tape, source: Source, keep: Keep) -> Tensor:
@@ -165,7 +168,7 @@ class Skip(DirectOperation):
 class FactorizedReduce(NormalisedOperation):
     """ReLU, two 1x1 convolutions of stride 2 (the second shifted by a pixel) joined on channels, BatchNorm."""
 
-    def weight_shapes(self, channels: int, stride: int) -> tuple[Shape, ...]:
+    def weight_shapes(self, channels_in: int, channels: int, stride: int) -> tuple[Shape, ...]:
         return ((channels // 2, channels),) * 2
 
     def forward(self, tape: Tape, source: Source, keep: Keep) -> Tensor:
@@ -224,7 +227,12 @@ class ModuleOperation(DirectOperation):
             self._modules[place] = module
         return self._modules[place]
 
-    def weight_shapes(self, channels: int, stride: int) -> tuple[Shape, ...]:
+    def weight_shapes(self, channels_in: int, channels: int, stride: int) -> tuple[Shape, ...]:
+        if channels_in != channels:
+            raise ConfigError(
+                "a module is for cells that keep their channels", got=f"{channels_in} to {channels} channels",
+                allowed="equal numbers", next="an operation of your own: engine/operation.py",
+            )  # fmt: skip
         return tuple(tuple(weight.shape) for weight in self._module(channels, stride).parameters())
 
     def _call(self, x_BCHW: Tensor, weights: Sequence[Tensor], stride: int) -> Tensor:
@@ -254,6 +262,78 @@ class ModuleOperation(DirectOperation):
         return self._call(x_BCHW, weights, stride)
 
 
+@dataclass(frozen=True, slots=True)
+class InvertedResidual(NormalisedOperation):
+    """MobileNetV2's block without its shortcut, which is the edge's; see `kernels.reference.inverted`.
+
+    No BatchNorm in it has weights while searching (ours, as in DARTS' space; ProxylessNAS and FBNet train them). An
+    expansion of 0 stands for no first convolution (ProxylessNAS' MBConv1).
+    """
+
+    side: int
+    expansion: int
+    groups: int = 1
+
+    def weight_shapes(self, channels_in: int, channels: int, stride: int) -> tuple[Shape, ...]:
+        middle = channels_in * max(1, self.expansion)
+        last = ((middle, 1, self.side, self.side), (channels, middle // self.groups))
+        return ((middle, channels_in // self.groups), *last) if self.expansion else last
+
+    def forward(self, tape: Tape, source: Source, keep: Keep) -> Tensor:
+        if tape.inverted is None:
+            tape.inverted = Inverted(tape.weights, tape.stride, self.groups, keep.inner, keep.taps)
+        return inverted.forward(tape.inverted, source.x)
+
+    def input_backward(self, tape: Tape, source: Source, dz_BHWC: Tensor) -> None:
+        assert tape.inverted is not None
+        source.grad = inverted.backward(
+            tape.inverted, source.x, dz_BHWC, source.grad, tape.weight_grads, need_x=source.need_x
+        )
+
+    def plain(self, x_BCHW: Tensor, weights: Sequence[Tensor], stride: int) -> Tensor:
+        *expand, depthwise_w, project_w = weights
+        if expand:
+            x_BCHW = F.relu6(plain_norm(F.conv2d(x_BCHW, expand[0][:, :, None, None], groups=self.groups)))
+        if self.groups > 1:
+            x_BCHW = F.channel_shuffle(x_BCHW, self.groups)
+        middle = x_BCHW.shape[1]
+        x_BCHW = F.conv2d(x_BCHW, depthwise_w, None, stride, self.side // 2, 1, middle)
+        x_BCHW = F.relu6(plain_norm(x_BCHW))
+        return plain_norm(F.conv2d(x_BCHW, project_w[:, :, None, None], groups=self.groups))
+
+
+class Projection(NormalisedOperation):
+    """1x1 convolution with the edge's stride, BatchNorm."""
+
+    def weight_shapes(self, channels_in: int, channels: int, stride: int) -> tuple[Shape, ...]:
+        return ((channels, channels_in),)
+
+    def forward(self, tape: Tape, source: Source, keep: Keep) -> Tensor:
+        return conv.pointwise(source.x[:, :: tape.stride, :: tape.stride], tape.weights[0])
+
+    def input_backward(self, tape: Tape, source: Source, dz_BHWC: Tensor) -> None:
+        pixels = (slice(None), slice(None, None, tape.stride), slice(None, None, tape.stride))
+        if tape.need_w:
+            tape.weight_grads[0].copy_(conv.pointwise_weight_grad(dz_BHWC, source.x[pixels]))
+        if source.need_x:
+            dx = torch.zeros_like(source.x) if source.grad is None else source.grad
+            dx[pixels].add_(conv.pointwise_input_grad(dz_BHWC, tape.weights[0]))
+            source.grad = dx
+
+    def plain(self, x_BCHW: Tensor, weights: Sequence[Tensor], stride: int) -> Tensor:
+        return plain_norm(F.conv2d(x_BCHW, weights[0][:, :, None, None], None, stride))
+
+
+class LayerSkip(Operation):
+    """FBNet's skip: nothing beside the edge's shortcut, and where there is none a projection.
+
+    FBNet's code has a ReLU behind the projection; the node's BatchNorm is the last here (ours).
+    """
+
+    def at(self, shortcut: bool) -> Operation:
+        return Zero() if shortcut else Projection()
+
+
 def plain_norm(x_BCHW: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
     """BatchNorm by batch statistics under ordinary autograd."""
     return F.batch_norm(x_BCHW, None, None, weight, bias, training=True, eps=batchnorm.EPSILON)
@@ -266,9 +346,11 @@ def plain_factorized_reduce(x_BCHW: Tensor, weights: Sequence[Tensor]) -> Tensor
     return plain_norm(torch.cat([even, odd], 1))
 
 
-def operation_at(table: Mapping[str, Operation], name: str, stride: int) -> Operation:
-    """The operation `name` of the table on an edge of that stride."""
+def operation_at(table: Mapping[str, Operation], name: str, stride: int, *, shortcut: bool = False) -> Operation:
+    """The operation `name` of the table on an edge of that stride, perhaps one with a shortcut."""
     operation = table[name]
+    if isinstance(operation, LayerSkip):
+        return operation.at(shortcut)
     return operation.at(stride) if isinstance(operation, SkipConnect) else operation
 
 
@@ -289,4 +371,19 @@ NASBENCH201_TABLE: Mapping[str, Operation] = {
     "nor_conv_3x3": ReluConv(3),
     "avg_pool_3x3": AveragePool(),
 }
-TABLES: Mapping[str, Mapping[str, Operation]] = {"darts": DARTS_TABLE, "nasbench201": NASBENCH201_TABLE}
+MOBILE_TABLE: Mapping[str, Operation] = {
+    MOBILE_FIXED: InvertedResidual(3, 0),
+    **{f"mbconv{e}_{side}x{side}": InvertedResidual(side, e) for side in (3, 5, 7) for e in (3, 6)},
+    MOBILE_ZERO: Zero(),
+}
+FBNET_TABLE: Mapping[str, Operation] = {
+    **{f"k{side}_e{e}": InvertedResidual(side, e) for side in (3, 5) for e in (1, 3, 6)},
+    **{f"k{side}_e1_g2": InvertedResidual(side, 1, groups=2) for side in (3, 5)},
+    FBNET_SKIP: LayerSkip(),
+}
+TABLES: Mapping[str, Mapping[str, Operation]] = {
+    "darts": DARTS_TABLE,
+    "nasbench201": NASBENCH201_TABLE,
+    "mobile": MOBILE_TABLE,
+    "fbnet": FBNET_TABLE,
+}

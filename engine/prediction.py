@@ -22,11 +22,11 @@ from ..profiles.trace import Peak, Run, Trace
 from .config import SearchConfig, stages_of
 from .cpu_scratch import CpuScratch
 from .draws import PARTS, Part, rule_of
-from .ops import TABLES, operation_at
+from .ops import TABLES, Zero, operation_at
 from .passes import Feed
 from .sampler import Sampler
 from .shapes import META, Choice, KnownSampler, ShapeLearner, ShapeNet, Shapes
-from .space import ZERO, CellSpec, SearchSpace, space_named
+from .space import FAMILIES, ZERO, CellSpec, Edge, SearchSpace, space_named
 
 Impl = Literal["triton", "native", "reference"]
 # A prime that no size but the batch's multiples has in it, and more than a stem's chunk at CIFAR's size.
@@ -276,14 +276,15 @@ def dearest(space: SearchSpace, config: SearchConfig, part: Part = "alpha") -> C
     Dear is what keeps the most under ordinary autograd, `none` the least. Sub-graphs exclude each other: the n-th
     takes the n-th dearest. Where a draw keeps some edges only, they are the dearest of each node.
     """
-    costs = {stride: _costs(space.family, stride) for stride in (1, 2)}
-    order = {stride: sorted(range(len(cost)), key=lambda n: (-cost[n], n)) for stride, cost in costs.items()}
+    places = {_place(edge) for spec in space.cells for edge in spec.edges}
+    costs = {place: _costs(space.family, *place) for place in places}
+    order = {place: sorted(range(len(cost)), key=lambda n: (-cost[n], n)) for place, cost in costs.items()}
     # `none` is last in the order, so that leaving it out shortens it.
     rule = rule_of(config, part, min(config.k, space.candidates_per_edge(with_none=config.with_none)))
     taken = {}
     for spec in space.cells:
         rows = zip(spec.edges, space.excluded(spec.kind), strict=True)
-        allowed = ([n for n in order[edge.stride] if n not in excluded] for edge, excluded in rows)
+        allowed = ([n for n in order[_place(edge)] if n not in excluded] for edge, excluded in rows)
         taken[spec.kind] = [tuple(numbers[: rule.k]) for numbers in allowed]
     if config.edges_per_node:
         for spec in space.cells:
@@ -294,23 +295,27 @@ def dearest(space: SearchSpace, config: SearchConfig, part: Part = "alpha") -> C
     return [{kind: tuple((row[n],) for row in rows) for kind, rows in taken.items()} for n in range(rule.k)]
 
 
-def _dearest_edges(spec: CellSpec, costs: Mapping[int, tuple[int, ...]], count: int) -> set[int]:
+def _place(edge: Edge) -> tuple[int, bool]:
+    """What an operation's cost depends on."""
+    return edge.stride, edge.shortcut
+
+
+def _dearest_edges(spec: CellSpec, costs: Mapping[tuple[int, bool], tuple[int, ...]], count: int) -> set[int]:
     """Rows of the `count` incoming edges of each node whose dearest operation takes the most."""
     kept: set[int] = set()
     for node in range(spec.inputs, spec.num_states):
         rows = [row for row, edge in enumerate(spec.edges) if edge.target == node]
-        kept |= set(sorted(rows, key=lambda row: -max(costs[spec.edges[row].stride]))[:count])
+        kept |= set(sorted(rows, key=lambda row: -max(costs[_place(spec.edges[row])]))[:count])
     return kept
 
 
 @functools.cache
-def _costs(space_name: str, stride: int) -> tuple[int, ...]:
-    """Bytes of each operation at its peak under ordinary autograd, 0 for `none`."""
-    space = space_named(space_name)
+def _costs(family: str, stride: int, shortcut: bool) -> tuple[int, ...]:
+    """Bytes of each operation at its peak under ordinary autograd, 0 for one that is nothing."""
     costs = []
-    for name in space.operations:
-        operation = operation_at(TABLES[space.name], name, stride)
-        shapes = operation.weight_shapes(COMPARED_CHANNELS, stride)
+    for name in FAMILIES[family].operations:
+        operation = operation_at(TABLES[family], name, stride, shortcut=shortcut)
+        shapes = operation.weight_shapes(COMPARED_CHANNELS, COMPARED_CHANNELS, stride)
         weights = [torch.empty(shape, device=META, requires_grad=True) for shape in shapes]
         x = torch.empty(
             COMPARED_BATCH, COMPARED_CHANNELS, COMPARED_SIDE, COMPARED_SIDE, device=META, requires_grad=True
@@ -322,5 +327,5 @@ def _costs(space_name: str, stride: int) -> tuple[int, ...]:
                 y = operation.plain(x, weights, stride)
             trace = recorder.trace()
         del y
-        costs.append(0 if name == ZERO else trace.peak([Run("one")]).bytes)
+        costs.append(0 if isinstance(operation, Zero) else trace.peak([Run("one")]).bytes)
     return tuple(costs)

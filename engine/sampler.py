@@ -38,7 +38,7 @@ class Sampler(nn.Module):
         alpha: fp32 [E, O] for each cell type, init alpha_scale * N(0, 1) (1e-3 as DARTS and GDAS).
         beta: fp32 [E] for each cell type, init 1e-3 * N(0, 1) (PC-DARTS); empty without `edge_norm`.
         k: operations per edge of the draws to come, at most; the configuration's at first.
-        num_alive: candidates of every edge; fewer than O where some were dropped or left out.
+        num_alive: candidates of the edge that has the most; fewer than O where some were dropped or left out.
     """
 
     def __init__(self, space: SearchSpace, config: SearchConfig, *, impl: str = "reference") -> None:
@@ -56,7 +56,7 @@ class Sampler(nn.Module):
         )
         for spec in space.cells:
             alive_EO = torch.ones(len(spec.edges), space.num_operations, dtype=torch.bool)
-            if not config.with_none:
+            if not config.with_none and ZERO in space.operations:
                 alive_EO[:, space.operations.index(ZERO)] = False
             for edge, columns in enumerate(space.excluded(spec.kind)):
                 alive_EO[edge, list(columns)] = False
@@ -72,10 +72,15 @@ class Sampler(nn.Module):
         alive_EO = self.get_buffer(f"alive_{kind}")
         return alive_EO
 
+    @property
+    def everything_alive(self) -> bool:
+        """Whether every operation is a candidate on every edge."""
+        return self.num_alive == self.space.num_operations and not self.space.candidates
+
     def logits(self, kind: str) -> Tensor:
         """Alpha [E, O], minus infinity where an operation is no candidate."""
         alpha_EO = self.alpha[kind]
-        if self.num_alive == self.space.num_operations:
+        if self.everything_alive:
             return alpha_EO
         return alpha_EO.masked_fill(~self.alive(kind), -torch.inf)
 
@@ -95,7 +100,8 @@ class Sampler(nn.Module):
         pairs = [(self.alpha[kind], self.alive(kind)) for kind in self.alpha]
         if config.zero_one:
             squares = [((torch.sigmoid(alpha) - 0.5) ** 2).where(alive, 0.0).sum() for alpha, alive in pairs]
-            count = self.num_alive * sum(len(alpha) for alpha, _ in pairs)
+            every = [names for kind in self.alpha for names in self.space.names_of(kind)]
+            count = sum(min(self.num_alive, len(names)) for names in every)
             terms.append(-config.zero_one / count * torch.stack(squares).sum())
         if config.alpha_kl:
             away = [draws.divergence_from_uniform(draws.concentration(alpha), alive) for alpha, alive in pairs]
@@ -158,8 +164,8 @@ class Sampler(nn.Module):
         config = self.config
         plain_draw = rule.others == "ranked" and rule.forward == "mixed" and not config.edges_per_node
         plain_gates = config.gate in ("sampled", "score") and config.relaxation in KERNEL_RELAXATIONS
-        everything = self.num_alive == self.space.num_operations
-        return self.impl == "triton" and plain_draw and plain_gates and everything and config.noise != "dirichlet"
+        plain = plain_draw and plain_gates and self.everything_alive
+        return self.impl == "triton" and plain and config.noise != "dirichlet"
 
     def _draw_in_one_launch(
         self, rule: Rule, alpha_EO: Tensor, clock: Tensor, stream: int, tau: float | Tensor
@@ -278,6 +284,6 @@ def _log_softmax(logits_EO: Tensor) -> Tensor:
 
 
 def _count_alive(sampler: nn.Module, _: object) -> None:
-    """After a load: candidates are as many on every edge."""
+    """After a load."""
     assert isinstance(sampler, Sampler)
-    sampler.num_alive = int(sampler.alive(sampler.space.cells[0].kind)[0].sum())
+    sampler.num_alive = max(int(sampler.alive(kind).sum(-1).max()) for kind in sampler.alpha)

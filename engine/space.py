@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from .chain import CHAIN_SKIPS, FBNET, FBNET_OPERATIONS, MOBILE, MOBILE_FIXED, MOBILE_OPERATIONS, MOBILE_ZERO, Chain
 from .errors import ConfigError
 
 Rule = Literal["top2", "argmax"]
@@ -18,6 +19,10 @@ StemKind = Literal["cifar", "imagenet"]
 
 ZERO = "none"
 SKIP = "skip_connect"
+# Operations that many of in a derived cell are a collapse, or in a chain its depth.
+SKIPS = (SKIP, *CHAIN_SKIPS)
+# The kind of a chain's one cell.
+CHAIN = "chain"
 
 DARTS_OPERATIONS = (
     ZERO,
@@ -36,11 +41,16 @@ NASBENCH201_OPERATIONS = (ZERO, SKIP, "nor_conv_1x1", "nor_conv_3x3", "avg_pool_
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """A place for operations: from state `source` to state `target`, halving the side if `stride` is 2."""
+    """A place for operations: from state `source` to state `target`, halving the side if `stride` is 2.
+
+    With `shortcut` the source itself is added to the target too, beside what its operations yield, with no gate
+    (the blocks of ProxylessNAS and FBNet).
+    """
 
     source: int
     target: int
     stride: int
+    shortcut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +86,12 @@ class SearchSpace:
 
     Attributes:
         name: as `--space` takes it.
-        family: whose operations and genotypes these are, `darts` or `nasbench201`.
+        family: whose operations and genotypes these are: `darts`, `nasbench201`, `mobile` or `fbnet`.
         operations: the columns of alpha.
-        cells, rule: see above.
-        candidates: by kind of cell the operations that each edge may have, equally many; empty where that is all.
+        cells, rule: see above. The one cell of a chain is the whole of it, each edge a layer with an alpha of its own.
+        candidates: by kind of cell the operations that each edge may have; empty where that is all. Equally many, but
+            on layers of a chain without a shortcut.
+        chain: widths and stages of a chain, None for cells.
     """
 
     name: str
@@ -88,15 +100,23 @@ class SearchSpace:
     cells: tuple[CellSpec, ...]
     rule: Rule
     candidates: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...] = ()
+    chain: Chain | None = None
 
     @property
     def num_operations(self) -> int:
         return len(self.operations)
 
     def candidates_per_edge(self, *, with_none: bool = True) -> int:
-        """The largest K: candidates of each edge, the same number on all."""
-        names = self.candidates[0][1][0] if self.candidates else self.operations
-        return len(names) - (ZERO in names and not with_none)
+        """The largest K: candidates of the edge that has the most."""
+        return max(self._counts(with_none))
+
+    def fewest_candidates(self, *, with_none: bool = True) -> int:
+        """The largest K of sub-graphs, of which each has an operation on every edge."""
+        return min(self._counts(with_none))
+
+    def _counts(self, with_none: bool) -> set[int]:
+        every = [names for spec in self.cells for names in self.names_of(spec.kind)]
+        return {len(names) - (ZERO in names and not with_none) for names in every}
 
     def names_of(self, kind: str) -> tuple[tuple[str, ...], ...]:
         """The candidates of each edge of that kind of cell."""
@@ -176,7 +196,25 @@ S1 = _fewer(
 )  # fmt: skip
 S2 = _fewer(DARTS, "s2", ((SKIP, _SEP3),) * 14, ((SKIP, _SEP3),) * 14)
 S3 = _fewer(DARTS, "s3", ((ZERO, SKIP, _SEP3),) * 14, ((ZERO, SKIP, _SEP3),) * 14)
-SPACES = {space.name: space for space in (DARTS, NASBENCH201, NASBENCH201_CONV_SKIP, S1, S2, S3)}
+
+
+def _chain_space(name: str, family: str, chain: Chain, operations: tuple[str, ...]) -> SearchSpace:
+    edges = tuple(Edge(n, n + 1, layer.stride, layer.shortcut) for n, layer in enumerate(chain.layers))
+    spec = CellSpec(CHAIN, 1, len(edges), edges, (len(edges),), preprocess=False, reduction=False)
+    everywhere = tuple(name for name in operations if name != MOBILE_ZERO)
+    own = tuple(operations if edge.shortcut else everywhere for edge in edges)
+    candidates = ((CHAIN, own),) if MOBILE_ZERO in operations else ()
+    return SearchSpace(name, family, operations, (spec,), "argmax", candidates, chain)
+
+
+IMAGENET_MOBILE = _chain_space("imagenet-mobile", "mobile", MOBILE, MOBILE_OPERATIONS)
+IMAGENET_FBNET = _chain_space("imagenet-fbnet", "fbnet", FBNET, FBNET_OPERATIONS)
+SPACES = {
+    space.name: space
+    for space in (DARTS, NASBENCH201, NASBENCH201_CONV_SKIP, S1, S2, S3, IMAGENET_MOBILE, IMAGENET_FBNET)
+}
+# Of each family the space with all of its operations on every edge.
+FAMILIES = {space.family: space for space in (DARTS, NASBENCH201, IMAGENET_MOBILE, IMAGENET_FBNET)}
 
 
 def space_named(name: str) -> SearchSpace:
@@ -197,23 +235,30 @@ class ConvSpec:
 
 @dataclass(frozen=True, slots=True)
 class StemSpec:
-    """Convolutions joined by ReLU; `relu_first` puts one before the first too (DARTS' second ImageNet stem)."""
+    """Convolutions joined by ReLU; `relu_first` puts one before the first too (DARTS' second ImageNet stem).
+
+    `relu6_last` puts a ReLU6 behind the last one (the mobile chains).
+    """
 
     convs: tuple[ConvSpec, ...]
     relu_first: bool = False
+    relu6_last: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class CellLayer:
     """A searched cell in its place: channels of its inputs and of its nodes.
 
-    `reduced_before` says that input 0 has twice the side of input 1, so preprocessing reduces it.
+    `reduced_before` says that input 0 has twice the side of input 1, so preprocessing reduces it. The rows of the
+    kind's alpha that are the layer's begin at `first_row`. A layer that is not searched has `fixed`, its operation.
     """
 
     spec: CellSpec
     channels_in: tuple[int, ...]
     channels: int
     reduced_before: bool
+    first_row: int = 0
+    fixed: str = ""
 
     @property
     def channels_out(self) -> int:
@@ -240,6 +285,8 @@ class Skeleton:
         layers: cells and fixed reductions in order.
         channels_out: channels that reach the classifier.
         norm_head: BatchNorm and ReLU before global pooling (NAS-Bench-201).
+        head_in: channels of the last layer where a 1x1 convolution to `channels_out`, BatchNorm and ReLU6 come before
+            global pooling (the mobile chains), else 0.
         stride: how often the image's side is divided; it must divide the side.
     """
 
@@ -248,6 +295,7 @@ class Skeleton:
     channels_out: int
     norm_head: bool
     stride: int
+    head_in: int = 0
 
 
 def _darts_stems(stem: StemKind, channels: int) -> tuple[StemSpec, ...]:
@@ -287,13 +335,34 @@ def _nasbench201_skeleton(spec: CellSpec, channels: int, layers: int) -> Skeleto
     return Skeleton((StemSpec((ConvSpec(3, stem_channels, 1),)),), tuple(built), channels, norm_head=True, stride=4)
 
 
+def _chain_skeleton(chain: Chain, channels: int, stem: StemKind) -> Skeleton:
+    first = chain.width(chain.first, channels)
+    conv = ConvSpec(3, first, 2 if stem == "imagenet" else 1)
+    built: list[Layer] = []
+    before = first
+    if chain.fixed:
+        spec = CellSpec(MOBILE_FIXED, 1, 1, (Edge(0, 1, 1),), (1,), preprocess=False, reduction=False)
+        before = chain.width(chain.fixed, channels)
+        built.append(CellLayer(spec, (first,), before, reduced_before=False, fixed=MOBILE_FIXED))
+    stride = conv.stride
+    for row, layer in enumerate(chain.layers):
+        edge = Edge(0, 1, layer.stride, layer.shortcut)
+        spec = CellSpec(CHAIN, 1, 1, (edge,), (1,), preprocess=False, reduction=layer.stride == 2)
+        width = chain.width(chain.stages[layer.stage][0], channels)
+        built.append(CellLayer(spec, (before,), width, reduced_before=False, first_row=row))
+        before, stride = width, stride * layer.stride
+    stems = (StemSpec((conv,), relu6_last=True),)
+    return Skeleton(stems, tuple(built), chain.head_width(channels), norm_head=False, stride=stride, head_in=before)
+
+
 def search_skeleton(space: SearchSpace, *, channels: int, layers: int, stem: StemKind) -> Skeleton:
     """The network that is searched in.
 
     Args:
-        channels: C, channels of a node in the first cell (even).
-        layers: number of searched cells; NAS-Bench-201 spreads them over three stages.
-        stem: `cifar` keeps the image's side, `imagenet` divides it by 8. The stem has 3C channels in
+        channels: C, channels of a node in the first cell (even); in a chain those of the first convolution, all
+            other widths in proportion (see `Chain.width`).
+        layers: number of searched cells; NAS-Bench-201 spreads them over three stages, a chain has its own.
+        stem: `cifar` keeps the image's side, `imagenet` divides it by 8, a chain's by 2. The stem has 3C channels in
             the DARTS space (stem_multiplier in quark0/darts and in PC-DARTS' ImageNet search).
 
     Raises:
@@ -303,6 +372,13 @@ def search_skeleton(space: SearchSpace, *, channels: int, layers: int, stem: Ste
         raise ConfigError("channels must be even", got=channels, allowed="2, 4, 6, ...", next="--channels 16")
     if layers < 1:
         raise ConfigError("layers is too small", got=layers, allowed="1 or more", next="--layers 8")
+    if space.chain is not None:
+        if layers != len(space.chain.layers):
+            raise ConfigError(
+                f"space {space.name} is a chain of its own layers", got=f"layers {layers}",
+                allowed=len(space.chain.layers), next=f"--layers {len(space.chain.layers)}",
+            )  # fmt: skip
+        return _chain_skeleton(space.chain, channels, stem)
     if space.rule == "argmax":
         if layers % 3:
             raise ConfigError(

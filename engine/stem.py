@@ -47,7 +47,8 @@ class StemFunction(torch.autograd.Function):
     """apply(spec, keep_maps, x_BHWC, *parameters) -> [B, H', W', C].
 
     Parameters are (w_OIkk, weight_C, bias_C) for each convolution. With `keep_maps` the inputs of the
-    BatchNorms are kept (policies `all` and `bn`), else nothing but x. The incoming gradient is overwritten.
+    BatchNorms are kept (policies `all` and `bn`), else nothing but x, and the output where it ends in ReLU6. The
+    incoming gradient is overwritten.
     """
 
     @staticmethod
@@ -66,19 +67,24 @@ class StemFunction(torch.autograd.Function):
             if number + 1 < len(chain):
                 y.relu_()
         ctx.spec, ctx.stats, ctx.kept = spec, all_stats, kept
-        ctx.save_for_backward(x_BHWC, *parameters)
+        outputs = (y.clamp_(0, 6),) if spec.relu6_last else ()
+        ctx.save_for_backward(x_BHWC, *parameters, *outputs)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_BHWC: Tensor) -> tuple[Tensor | None, ...]:
         x, *parameters = ctx.saved_tensors
+        y = parameters.pop() if ctx.spec.relu6_last else None
         need_x, need_w = ctx.needs_input_grad[2], any(ctx.needs_input_grad[3:])
         if not (need_x or need_w):
             return (None,) * len(ctx.needs_input_grad)
         kept, ctx.kept = ctx.kept, []
         walk = _StemBackward(ctx.spec, _chain(ctx.spec, parameters), ctx.stats, kept, x)
-        dx, grads = walk.run(dy_BHWC.contiguous(), need_x)
+        dy_BHWC = dy_BHWC.contiguous()
+        if y is not None:
+            dy_BHWC = torch.ops.aten.hardtanh_backward.grad_input(dy_BHWC, y, 0, 6, grad_input=dy_BHWC)
+        dx, grads = walk.run(dy_BHWC, need_x)
         return (None, None, dx, *grads)
 
 

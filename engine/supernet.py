@@ -14,15 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels.primitives import primitives
-from .autograd_net import PlainBranch, plain_cell, plain_residual, plain_stem
+from .autograd_net import PlainBranch, plain_cell, plain_head, plain_residual, plain_stem
 from .branch_table import branches_of, table_rows
-from .cell import Branch, CellCall, CellFunction
+from .cell import Branch, CellCall, CellFunction, Shortcut
 from .fused_cell import FusedCall, FusedCellFunction
 from .operation import Drop, Operation
-from .ops import TABLES, DepthwiseSeparable, operation_at, plain_norm
+from .ops import TABLES, DepthwiseSeparable, Zero, operation_at, plain_norm
 from .paths import CellPaths, Paths
 from .recompute import RecomputeFunction
-from .space import ZERO, CellLayer, ResidualLayer, SearchSpace, StemKind, StemSpec, search_skeleton
+from .space import CellLayer, ResidualLayer, SearchSpace, Skeleton, StemKind, StemSpec, search_skeleton
 from .stem import StemFunction
 from .weights import CellWeights, differentiable_views, layout_of
 
@@ -77,11 +77,13 @@ class SuperNet(nn.Module):
         self.stems = nn.ModuleList(_stem_parameters(make, spec) for spec in self.skeleton.stems)
         self.layers = nn.ModuleList(self._layer_parameters(make, layer) for layer in self.skeleton.layers)
         self.norm = make.norm(self.skeleton.channels_out) if self.skeleton.norm_head else None
+        self.head = _head_parameters(make, self.skeleton) if self.skeleton.head_in else None
         self.classifier = nn.Linear(self.skeleton.channels_out, classes, dtype=make.dtype)
         with torch.no_grad():
             self.classifier.weight.copy_(make.uniform(classes, self.skeleton.channels_out))
             self.classifier.bias.zero_()
         self._branches = [self._branches_of(layer) for layer in self.skeleton.layers]
+        self._excluded = {spec.kind: space.excluded(spec.kind) for spec in space.cells}
         separable = [one for one in self.operations.values() if isinstance(one, DepthwiseSeparable)]
         self._two_stages = any(one.stages > 1 for one in separable)
         if impl == "triton":
@@ -100,7 +102,7 @@ class SuperNet(nn.Module):
         for number, c_in in enumerate(layer.channels_in if layer.spec.preprocess else ()):
             halves = 2 if number == 0 and layer.reduced_before else 1
             preprocess.append([make.uniform(layer.channels // halves, c_in) for _ in range(halves)])
-        layout = layout_of(layer, self.space.operations, self.operations, partial=self.partial)
+        layout = layout_of(layer, self._names(layer), self.operations, partial=self.partial)
         every = (place for edge in layout.places for places in edge for place in places)
         return CellWeights(layout, [make.uniform(*place.shape).detach() for place in every], preprocess)
 
@@ -108,14 +110,22 @@ class SuperNet(nn.Module):
         """Every operation of every edge as a branch of its cell."""
         if isinstance(layer, ResidualLayer):
             return []
-        layout = layout_of(layer, self.space.operations, self.operations, partial=self.partial)
+        layout = layout_of(layer, self._names(layer), self.operations, partial=self.partial)
         return [
             [
-                Branch(row, column, edge, operation_at(self.operations, name, edge.stride), layout.places[row][column])
-                for column, name in enumerate(self.space.operations)
+                Branch(
+                    layer.first_row + number, column, edge,
+                    operation_at(self.operations, name, edge.stride, shortcut=edge.shortcut),
+                    layout.places[number][column],
+                )
+                for column, name in enumerate(self._names(layer))
             ]
-            for row, edge in enumerate(layer.spec.edges)
-        ]
+            for number, edge in enumerate(layer.spec.edges)
+        ]  # fmt: skip
+
+    def _names(self, layer: CellLayer) -> tuple[str, ...]:
+        """The operations of each of its edges."""
+        return (layer.fixed,) if layer.fixed else self.space.operations
 
     def forward(self, images_BCHW: Tensor, paths: Paths, drop: Drop | None = None) -> Tensor:
         """Logits [B, classes] of one network.
@@ -140,6 +150,9 @@ class SuperNet(nn.Module):
                 last = self._residual(last, tuple(layers[number]))
                 continue
             inputs = (before, last)[-layer.spec.inputs :]
+            if layer.fixed:
+                last = self._fixed_cell(number, layer, last)
+                continue
             kind = layer.spec.kind
             if rows:
                 out = self._fused_cell(number, cell, layer, inputs, paths[kind], rows[kind], drop)
@@ -167,7 +180,12 @@ class SuperNet(nn.Module):
         return RecomputeFunction.apply(plain_residual, x.permute(0, 3, 1, 2), *stored).permute(0, 2, 3, 1)
 
     def _head(self, x: Tensor) -> Tensor:
-        if self.norm is not None:
+        if self.head is not None:
+            weights = list(self.head)
+            x_BC = plain_head(x, *weights) if self.plain else RecomputeFunction.apply(
+                plain_head, x.permute(0, 3, 1, 2), *weights
+            )  # fmt: skip
+        elif self.norm is not None:
             x_BCHW = x if self.plain else x.permute(0, 3, 1, 2)
             x_BC = F.relu(plain_norm(x_BCHW, *(weight.to(x.dtype) for weight in self.norm))).mean((2, 3))
         else:
@@ -178,23 +196,32 @@ class SuperNet(nn.Module):
         self, number: int, cell: int, layer: CellLayer, inputs: Sequence[Tensor], paths: CellPaths, drop: Drop | None
     ) -> Tensor:
         parameters, weights, preprocess = self._cell_weights(number)
-        zero = self.space.operations.index(ZERO)
         sampled: list[Branch] = []
         shadows: list[Branch] = []
-        for row, columns in enumerate(paths.operations):
-            every = self._branches[number][row]
-            sampled += [every[column] for column in sorted(columns)]
+        shortcuts: list[Shortcut] = []
+        for row, every in enumerate(self._branches[number], start=layer.first_row):
+            columns, excluded = paths.operations[row], self._excluded[layer.spec.kind][row]
+            own = [every[column] for column in sorted(columns) if column not in excluded]
+            sampled += own
+            if every[0].edge.shortcut:
+                left_out = [branch.column for branch in own if isinstance(branch.operation, Zero)]
+                shortcuts.append(Shortcut(every[0].edge, row, left_out[0] if left_out else None))
             if paths.shadows:
-                shadows += [branch for branch in every if branch.column not in columns and branch.column != zero]
+                others = [branch for branch in every if branch.column not in (*columns, *excluded)]
+                shadows += [branch for branch in others if not isinstance(branch.operation, Zero)]
         # Without autograd nothing is saved; a policy that keeps maps would only hold them for longer.
         policy = self.policies[cell] if torch.is_grad_enabled() and not self.plain else "min"
-        running = tuple(branch for branch in sampled if branch.column != zero)
+        running = tuple(branch for branch in sampled if not isinstance(branch.operation, Zero))
         gates = None if self.plain else paths.gate_values
-        call = CellCall(layer, cell, running, tuple(shadows), preprocess, policy, drop, gates, self._kernels)
+        call = CellCall(
+            layer, cell, running, tuple(shadows), preprocess, policy, drop, gates, self._kernels, tuple(shortcuts)
+        )
         dtype = inputs[0].dtype
         if self.plain:
             views = differentiable_views(parameters.layout, parameters.arenas())
-            plain: list[PlainBranch] = [(b.row, b.column, b.operation, views[b.row][b.column]) for b in sampled]
+            plain: list[PlainBranch] = [
+                (b.row, b.column, b.operation, views[b.row - layer.first_row][b.column]) for b in sampled
+            ]
             if self.partial == 1:
                 return plain_cell(call, plain, paths.scaled_EO.to(dtype), (*inputs, *weights))
             edges_E = None if paths.edges_E is None else paths.edges_E.to(dtype)
@@ -202,6 +229,18 @@ class SuperNet(nn.Module):
                 call, plain, paths.gates_EO.to(dtype), (*inputs, *weights), edges_E=edges_E, partial=self.partial
             )
         return CellFunction.apply(call, paths.scaled_EO.to(dtype), *inputs, *weights)
+
+    def _fixed_cell(self, number: int, layer: CellLayer, x: Tensor) -> Tensor:
+        """A layer that is not searched: its one operation with gate 1, kept as the first cell's policy says."""
+        parameters, weights, _ = self._cell_weights(number)
+        policy = self.policies[0] if torch.is_grad_enabled() and not self.plain else "min"
+        branch = self._branches[number][0][0]
+        call = CellCall(layer, 0, (branch,), (), (), policy, None, [[1.0]], self._kernels)
+        gates_EO = x.new_ones(1, 1)
+        if self.plain:
+            own = differentiable_views(parameters.layout, weights)[0][0]
+            return plain_cell(call, [(0, 0, branch.operation, own)], gates_EO, (x, *weights))
+        return CellFunction.apply(call, gates_EO, x, *weights)
 
     def _cell_weights(self, number: int) -> tuple[CellWeights, list[Tensor], tuple[slice, ...]]:
         """A cell's parameters, the same as a list, and where in it each input's preprocessing is."""
@@ -240,16 +279,18 @@ class SuperNet(nn.Module):
         Returns:
             Masks of 0 and 1 that broadcast over an arena; None where all of a parameter is in use.
         """
-        by_kind: dict[str, list[Tensor]] = {}
+        by_kind: dict[tuple[str, int], list[Tensor]] = {}
         masks: dict[nn.Parameter, Tensor] = {}
         layers: Any = self.layers
         for spec, layer in zip(self.skeleton.layers, layers, strict=True):
-            if isinstance(spec, ResidualLayer):
+            if isinstance(spec, ResidualLayer) or spec.fixed:
                 continue
-            kind = spec.spec.kind
-            if kind not in by_kind:
-                by_kind[kind] = layer.masks(indices[kind], self.space.num_operations)
-            masks |= dict(zip(layer.arenas(), by_kind[kind], strict=True))
+            kind, row = spec.spec.kind, spec.first_row
+            key = (kind, row)
+            if key not in by_kind:
+                own = indices[kind][row : row + len(spec.spec.edges)]
+                by_kind[key] = layer.masks(own, self.space.num_operations)
+            masks |= dict(zip(layer.arenas(), by_kind[key], strict=True))
         return [masks.get(parameter) for parameter in self.parameters()]
 
     @contextmanager
@@ -288,8 +329,19 @@ class _ParameterMaker:
         )
 
 
+def _head_parameters(make: _ParameterMaker, skeleton: Skeleton) -> nn.ParameterList:
+    return nn.ParameterList(
+        [make.uniform(skeleton.channels_out, skeleton.head_in, 1, 1), *make.norm(skeleton.channels_out)]
+    )
+
+
 def _stem_parameters(make: _ParameterMaker, spec: StemSpec) -> nn.ParameterList:
     parameters: list[nn.Parameter] = []
     for conv_spec in spec.convs:
         parameters += [make.uniform(conv_spec.channels, conv_spec.channels_in, 3, 3), *make.norm(conv_spec.channels)]
-    return nn.ParameterList(parameters)
+    found = nn.ParameterList(parameters)
+    if spec.relu6_last:
+        # As everywhere in a chain: the BatchNorms that follow would undo a scale, all but what ReLU6 cuts off.
+        for parameter in parameters[1:]:
+            parameter.requires_grad_(False)
+    return found

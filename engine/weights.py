@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from .operation import Operation, Shape
 from .ops import operation_at
-from .space import CellLayer
+from .space import CellLayer, Edge
 
 DEPTHWISE, POINTWISE, DENSE, EXTRA = range(4)
 
@@ -135,7 +135,9 @@ def layout_of(
         tuple(
             builder.places(
                 row * len(names) + column,
-                operation_at(operations, name, edge.stride).weight_shapes(channels, edge.stride),
+                operation_at(operations, name, edge.stride, shortcut=edge.shortcut).weight_shapes(
+                    channels_into(layer, edge) // partial, channels, edge.stride
+                ),
             )
             for column, name in enumerate(names)
         )
@@ -144,6 +146,12 @@ def layout_of(
     rows, slots, dense_slots = (len(owner) for owner in builder.owners)
     owners = tuple(tuple(owner) for owner in (*builder.owners, *([owner] for owner in builder.extra_owners)))
     return Layout(channels, rows, slots, dense_slots, tuple(builder.extra_shapes), places, owners)
+
+
+def channels_into(layer: CellLayer, edge: Edge) -> int:
+    """Channels of the state that an edge reads."""
+    outside = edge.source < layer.spec.inputs and not layer.spec.preprocess
+    return layer.channels_in[edge.source] if outside else layer.channels
 
 
 class CellWeights(nn.Module):

@@ -12,8 +12,8 @@ from msgdas.engine.rundir import read_metrics
 
 SMALL = [
     "search", "demo", "--space", "nasbench201", "--channels", "4", "--layers", "3", "--image", "28", "--batch", "16",
-    "--epochs", "2", "--warmup", "1", "--limit", "48", "--set", "eval_images=16", "--set", "threads=1", "--policy", "all",
-    "--impl", "reference", "--set", "alpha_lr=0.5",
+    "--epochs", "2", "--warmup", "1", "--limit", "48", "--set", "eval_images=16", "--set", "threads=1",
+    "--policy", "all", "--impl", "reference", "--set", "alpha_lr=0.5",
 ]  # fmt: skip
 TARGET = {"channels": 16, "layers": 15, "image": 32, "classes": 10, "stem": "cifar"}
 

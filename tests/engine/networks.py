@@ -88,8 +88,10 @@ def weight_gradients(net: SuperNet) -> dict[str, Tensor | None]:
         arenas = [parameter.grad for parameter in layer.arenas()]
         for name in [name for name in grads if name.startswith(f"layers.{number}.") and "preprocess" not in name]:
             del grads[name]
+        fixed = net.skeleton.layers[number].fixed
+        names = (fixed,) if fixed else net.space.operations
         for row, edge in enumerate(layer.layout.places):
-            for operation, places in zip(net.space.operations, edge, strict=True):
+            for operation, places in zip(names, edge, strict=True):
                 for index, place in enumerate(places):
                     grad = None if arenas[place.arena] is None else place.view(arenas)
                     grads[f"layers.{number}.edges.{row}.{operation}.{index}"] = grad

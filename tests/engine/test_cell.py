@@ -73,7 +73,7 @@ def test_operations_that_were_not_sampled_get_no_gradient_at_all():
         for column, name in enumerate(names):
             grads = [g for key, g in ours.items() if key.startswith(f"layers.0.edges.{row}.{name}.")]
             assert all(bool(g.any()) == (column in columns) for g in grads)
-            assert len(grads) == len(DARTS_TABLE[name].weight_shapes(4, 1)) or name == "skip_connect"
+            assert len(grads) == len(DARTS_TABLE[name].weight_shapes(4, 4, 1)) or name == "skip_connect"
 
 
 @pytest.mark.parametrize("kind", ["dropblock", "dropout"])
