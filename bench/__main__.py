@@ -22,6 +22,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "ablations": ("ablations", "one part of the method changed at a time, judged as quality does; hours"),
     "collapse": ("collapse", "skip-connects over time on spaces where DARTS collapses; an hour"),
     "kernels": ("kernels", "time of the C++ kernels; traffic and predictions of the Triton kernels; two minutes"),
+    "loaders": ("loaders", "CPU time of an image: the loaders against ImageFolder with PIL; a minute"),
     "recording": ("recording", "what the memory timeline costs the step that it is taken of; half a minute"),
     "gpu": ("gpu", "the kernels' gates and steps on a CUDA device, as `make gpu` runs them; minutes"),
     "page": ("page", "write docs/benchmarks.md and its pictures from the committed results"),
