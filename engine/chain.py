@@ -7,32 +7,41 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Of ProxylessNAS' candidates (Cai, Zhu and Han 2019; mit-han-lab/proxylessnas, search/imagenet_arch_search.py).
-MOBILE_ZERO = "zero"
-MOBILE_OPERATIONS = (
-    "mbconv3_3x3",
-    "mbconv6_3x3",
-    "mbconv3_5x5",
-    "mbconv6_5x5",
-    "mbconv3_7x7",
-    "mbconv6_7x7",
-    MOBILE_ZERO,
-)
-# The block behind the first convolution, which is not searched.
-MOBILE_FIXED = "mbconv1_3x3"
-# Kernel, expansion and groups of FBNet's blocks (Wu et al. 2019, table 2).
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """An inverted residual.
+
+    Attributes:
+        side: of the depthwise kernel.
+        expansion: channels in the middle over those in; 0 for as many and no first convolution.
+        groups: of the 1x1 convolutions; the channels behind the first are then shuffled.
+    """
+
+    side: int
+    expansion: int
+    groups: int = 1
+
+
+# The block behind the first convolution, which is not searched, and the candidates of ProxylessNAS (Cai, Zhu and Han
+# 2019; mit-han-lab/proxylessnas, search/imagenet_arch_search.py) in its order.
+MOBILE_FIXED, MOBILE_ZERO = "mbconv1_3x3", "zero"
+MOBILE_BLOCKS = {f"mbconv{e}_{side}x{side}": Block(side, e) for side in (3, 5, 7) for e in (3, 6)}
+MOBILE_OPERATIONS = (*MOBILE_BLOCKS, MOBILE_ZERO)
+# FBNet's (Wu et al. 2019, table 2; facebookresearch/maskrcnn-benchmark, fbnet_builder.py).
 FBNET_SKIP = "skip"
-FBNET_OPERATIONS = (
-    "k3_e1",
-    "k3_e1_g2",
-    "k3_e3",
-    "k3_e6",
-    "k5_e1",
-    "k5_e1_g2",
-    "k5_e3",
-    "k5_e6",
-    FBNET_SKIP,
-)
+FBNET_BLOCKS = {
+    name: block
+    for side in (3, 5)
+    for name, block in (
+        (f"k{side}_e1", Block(side, 1)),
+        (f"k{side}_e1_g2", Block(side, 1, groups=2)),
+        (f"k{side}_e3", Block(side, 3)),
+        (f"k{side}_e6", Block(side, 6)),
+    )
+}
+FBNET_OPERATIONS = (*FBNET_BLOCKS, FBNET_SKIP)
+BLOCKS = {MOBILE_FIXED: Block(3, 0), **MOBILE_BLOCKS, **FBNET_BLOCKS}
 # Operations that leave a layer out where it has a shortcut.
 CHAIN_SKIPS = (MOBILE_ZERO, FBNET_SKIP)
 WIDTH_DIVISOR = 8

@@ -145,8 +145,12 @@ def tabulate(
     for spec in space.cells:
         rows: list[list[list[float]]] = [[] for _ in base]
         for edge in range(len(spec.edges)):
+            # What an edge of a chain cannot have costs as much as what is there instead.
+            excluded = space.excluded(spec.kind)[edge] if space.chain is not None else ()
             seen = [
-                costs(genotype_of(space, {**base_picks, spec.kind: _with(space, spec, edge, operation)}))
+                base
+                if operation in excluded
+                else costs(genotype_of(space, {**base_picks, spec.kind: _with(space, spec, edge, operation)}))
                 for operation in range(space.num_operations)
             ]
             for number, start in enumerate(base):

@@ -1,7 +1,8 @@
 """Parameters and multiply-accumulates of the network that a genotype stands for, by plain arithmetic.
 
 The DARTS network is NetworkCIFAR / NetworkImageNet of quark0/darts (cnn/model.py, cnn/operations.py) with
-affine BatchNorm and none after pools; the NAS-Bench-201 network is that of D-X-Y/AutoDL-Projects. MACs are
+affine BatchNorm and none after pools; the NAS-Bench-201 network is that of D-X-Y/AutoDL-Projects; the chains are those
+of ProxylessNAS and FBNet with affine BatchNorm behind every convolution. MACs are
 those of the convolutions and of the classifier's matrix at batch 1, without biases, BatchNorm, pools and
 auxiliary head.
 """
@@ -10,11 +11,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .chain import BLOCKS, CHAIN_SKIPS
 from .errors import ConfigError
-from .genotype import Genotype
+from .genotype import CHAINS, Genotype
 from .space import (
     DARTS,
-    NASBENCH201,
+    FAMILIES,
     SKIP,
     CellLayer,
     ResidualLayer,
@@ -35,7 +37,7 @@ class Cost:
 
     Attributes:
         params: trainable parameters without the auxiliary head.
-        params_with_aux: with it; None where the space has none (NAS-Bench-201).
+        params_with_aux: with it; None where the space has none (all but DARTS').
         macs: multiply-accumulates of one image's forward pass, without the auxiliary head.
     """
 
@@ -62,12 +64,12 @@ def count(genotype: Genotype, *, channels: int, layers: int, image: int, classes
     """Cost of the derived network.
 
     Args:
-        genotype: of either space.
-        channels: C of the first cell, even.
-        layers: number of cells; a multiple of 3 in NAS-Bench-201 (5 per stage is its N).
+        genotype: of any space.
+        channels: C of the first cell, even; of a chain's first convolution.
+        layers: number of cells; a multiple of 3 in NAS-Bench-201 (5 per stage is its N), a chain's own number.
         image: side of the square input in pixels.
         classes: outputs of the classifier.
-        stem: `cifar`, or `imagenet`, which divides the side by 8.
+        stem: `cifar`, or `imagenet`, which divides the side by 8, a chain's by 2.
 
     Raises:
         ConfigError: for sizes that the network cannot have.
@@ -85,6 +87,9 @@ def count(genotype: Genotype, *, channels: int, layers: int, image: int, classes
     total = _Part(skeleton.channels_out * classes + classes, skeleton.channels_out * classes)
     if skeleton.norm_head:
         total += _Part(2 * skeleton.channels_out)
+    if skeleton.head_in:
+        side = image // skeleton.stride
+        total += _conv(skeleton.head_in, skeleton.channels_out, 1, side * side) + _norm(skeleton.channels_out)
     side = image
     for spec in skeleton.stems:
         part, side = _stem(spec, side)
@@ -92,19 +97,27 @@ def count(genotype: Genotype, *, channels: int, layers: int, image: int, classes
     for layer in skeleton.layers:
         part, side = _residual(layer, side) if isinstance(layer, ResidualLayer) else _cell(genotype, layer, side)
         total += part
-    aux = None if genotype.space == NASBENCH201.name else total.params + _aux_params(skeleton, classes, stem)
+    aux = None if genotype.space != DARTS.name else total.params + _aux_params(skeleton, classes, stem)
     return Cost(total.params, aux, total.macs)
 
 
 def network_skeleton(genotype: Genotype, *, channels: int, layers: int, stem: StemKind) -> Skeleton:
     """The derived network around the genotype's own cells. Raises ConfigError as `search_skeleton` does."""
-    space = NASBENCH201 if genotype.space == NASBENCH201.name else DARTS
+    space = FAMILIES[genotype.space]
     skeleton = search_skeleton(space, channels=channels, layers=layers, stem=stem)
-    if space is NASBENCH201:
+    if space is not DARTS:
         return skeleton
     return derived_skeleton(
         genotype.spec("normal"), genotype.spec("reduce"), channels=channels, layers=layers, stem=stem
     )
+
+
+def names_of(genotype: Genotype, layer: CellLayer) -> list[str]:
+    """The operations of a layer's edges, in their order."""
+    if layer.fixed:
+        return [layer.fixed]
+    pairs = genotype.cell(layer.spec.kind).pairs
+    return [name for name, _ in pairs[layer.first_row : layer.first_row + len(layer.spec.edges)]]
 
 
 def _conv(channels_in: int, channels: int, kernel: int, area: int, groups: int = 1) -> _Part:
@@ -135,6 +148,8 @@ def _residual(layer: ResidualLayer, side: int) -> tuple[_Part, int]:
 def _cell(genotype: Genotype, layer: CellLayer, side: int) -> tuple[_Part, int]:
     """Cost of a cell whose last input has side `side`, and the side of its output."""
     spec, total = layer.spec, _Part()
+    if genotype.space in CHAINS:
+        return _block(names_of(genotype, layer)[0], layer, side)
     if spec.preprocess:
         for channels_in in layer.channels_in:
             # A factorized reduction is two half-width 1x1 convolutions: together as many products as one.
@@ -142,6 +157,23 @@ def _cell(genotype: Genotype, layer: CellLayer, side: int) -> tuple[_Part, int]:
     out_side = side // 2 if spec.reduction else side
     for (operation, _), edge in zip(genotype.cell(spec.kind).pairs, spec.edges, strict=True):
         total += _operation(operation, layer.channels, out_side, edge.stride)
+    return total, out_side
+
+
+def _block(name: str, layer: CellLayer, side: int) -> tuple[_Part, int]:
+    """Cost of a layer of a chain, and the side of its output."""
+    (edge,), (channels_in,) = layer.spec.edges, layer.channels_in
+    out_side = side // edge.stride
+    area, out_area = side * side, out_side * out_side
+    if name in CHAIN_SKIPS:
+        projected = _conv(channels_in, layer.channels, 1, out_area) + _norm(layer.channels)
+        return _Part() if edge.shortcut else projected, out_side
+    block = BLOCKS[name]
+    middle = channels_in * max(1, block.expansion)
+    total = _conv(middle, middle, block.side**2, out_area, groups=middle) + _norm(middle)
+    total += _conv(middle, layer.channels, 1, out_area, groups=block.groups) + _norm(layer.channels)
+    if block.expansion:
+        total += _conv(channels_in, middle, 1, area, groups=block.groups) + _norm(middle)
     return total, out_side
 
 

@@ -21,15 +21,17 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Circle, FancyBboxPatch, PathPatch
 from matplotlib.path import Path as Curve
 
+from .chain import ChainLayer
 from .errors import GenotypeError
-from .genotype import Genotype
-from .space import NASBENCH201, ZERO, CellSpec, SearchSpace
+from .genotype import CHAINS, Genotype
+from .space import CHAIN, FAMILIES, NASBENCH201, SKIPS, ZERO, CellSpec, SearchSpace
 
 # Lengths in inches; they are the figure's data units.
 BOX_WIDTH, BOX_HEIGHT, BOX_PITCH = 1.24, 0.28, 0.38
 ROW_GAP, COLUMN_GAP, FAN_IN = 0.2, 0.8, 0.42
 NODE_RADIUS, STATE_WIDTH, STATE_HEIGHT, STATE_PITCH = 0.17, 0.72, 0.44, 0.52
 MARGIN, TITLE_HEIGHT, CELL_GAP = 0.3, 0.62, 0.3
+STAGE_WIDTH, STAGE_PITCH, LAYER_GAP = 1.6, 0.75, 0.4
 PNG_DPI, MAX_PNG_SIDE_PX = 160, 30_000
 MAX_NODES = 64
 
@@ -37,7 +39,12 @@ INK, FAINT_INK, PAPER = "#1f2733", "#6b7685", "#ffffff"
 # (line, fill) by family of operations, told apart in gray too.
 SEPARABLE, DILATED, CONVOLUTION = ("#2b6cb0", "#dcebfa"), ("#7b3fa0", "#eee0f6"), ("#1d4e89", "#cfe0f3")
 POOL, SKIP_CONNECT, NOTHING = ("#c05621", "#fde6d3"), ("#2f855a", "#d9f2e3"), ("#9aa3ae", "#f1f3f5")
-FAMILIES = (
+LOOKS = (
+    ("mbconv3", SEPARABLE),
+    ("mbconv6", DILATED),
+    ("k3", SEPARABLE),
+    ("k5", DILATED),
+    ("zero", SKIP_CONNECT),
     ("sep_conv", SEPARABLE),
     ("dil_conv", DILATED),
     ("nor_conv", CONVOLUTION),
@@ -61,7 +68,7 @@ def operation_label(operation: str) -> str:
 
 
 def _colours(operation: str) -> tuple[str, str]:
-    return next((pair for prefix, pair in FAMILIES if operation.startswith(prefix)), NOTHING)
+    return next((pair for prefix, pair in LOOKS if operation.startswith(prefix)), NOTHING)
 
 
 @dataclass(slots=True)
@@ -116,6 +123,8 @@ def draw_cells(genotype: Genotype) -> Figure:
     Raises:
         GenotypeError: for a cell of more than MAX_NODES nodes, which no page would show.
     """
+    if genotype.space in CHAINS:
+        return draw_chain(genotype)
     specs = [genotype.spec(kind) for kind in genotype.kinds]
     for spec in specs:
         if spec.nodes > MAX_NODES:
@@ -140,6 +149,54 @@ def draw_cells(genotype: Genotype) -> Figure:
             _draw_cell(axes, genotype, spec, layout, top)
             top += layout.height + CELL_GAP
     return figure
+
+
+def draw_chain(genotype: Genotype) -> Figure:
+    """A chain as it runs: a row per stage, a box per layer, an arc over a box for its shortcut."""
+    chain = FAMILIES[genotype.space].chain
+    assert chain is not None
+    pitch = BOX_WIDTH + LAYER_GAP
+    longest = max(count for _, count, _ in chain.stages)
+    width = 2 * MARGIN + STAGE_WIDTH + longest * pitch
+    height = 2 * MARGIN + TITLE_HEIGHT + STAGE_PITCH * len(chain.stages)
+    with matplotlib.rc_context(DETERMINISTIC):
+        figure = Figure(figsize=(width, height), facecolor=PAPER)
+        FigureCanvasAgg(figure)
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set_xlim(0, width)
+        axes.set_ylim(height, 0)
+        axes.set_axis_off()
+        title = {"color": INK, "fontsize": 13, "fontweight": "bold", "va": "center"}
+        axes.text(MARGIN, MARGIN + 0.1, f"{genotype.space} chain, {len(genotype.layers)} layers", **title)
+        note = {"color": FAINT_INK, "fontsize": 8.5, "va": "center"}
+        axes.text(MARGIN, MARGIN + 0.34, "left to right, then down; an arc is a shortcut", **note)
+        places = iter(zip(chain.layers, genotype.layers, strict=True))
+        for stage, (channels, count, stride) in enumerate(chain.stages):
+            y = MARGIN + TITLE_HEIGHT + STAGE_PITCH * (stage + 0.6)
+            axes.text(MARGIN, y, f"{channels} channels" + (", stride 2" if stride == 2 else ""), **note)
+            for number in range(count):
+                layer, name = next(places)
+                left = MARGIN + STAGE_WIDTH + number * pitch
+                _draw_layer(axes, layer, name, (left, y), joined=number > 0)
+    return figure
+
+
+def _draw_layer(axes: Axes, layer: ChainLayer, name: str, left: tuple[float, float], *, joined: bool) -> None:
+    x, y = left
+    left_out = layer.shortcut and name in SKIPS
+    line, _ = _colours(name)
+    if joined:
+        _draw_curve(axes, (x - LAYER_GAP, y), (x, y), FAINT_INK, LAYER_GAP)
+    if layer.shortcut:
+        top = y - BOX_HEIGHT * (0.5 if left_out else 1.4)
+        before, after = x - LAYER_GAP / 2, x + BOX_WIDTH + LAYER_GAP / 2
+        points = [(before, y), (before, top), (after, top), (after, y)]
+        codes = [Curve.MOVETO, Curve.CURVE4, Curve.CURVE4, Curve.CURVE4]
+        axes.add_patch(PathPatch(Curve(points, codes), fill=False, edgecolor=SKIP_CONNECT[0], linewidth=1.3))
+    if left_out:
+        _write(axes, (x + BOX_WIDTH / 2, y + 0.08), "left out", color=line, fontsize=8.5)
+    else:
+        _draw_operation(axes, name, left)
 
 
 def _draw_cell(axes: Axes, genotype: Genotype, spec: CellSpec, layout: _Layout, top: float) -> None:
@@ -285,6 +342,8 @@ def _draw_table(axes: Axes, space: SearchSpace, spec: CellSpec, rows: Sequence[S
             colour = PAPER if value > 0.55 else INK
             axes.text(operation, edge, f"{value:.2f}", ha="center", va="center", fontsize=6.5, color=colour)
     labels = [f"{edge.source} → {edge.target}" for edge in spec.edges]
+    if spec.kind == CHAIN:
+        labels = [f"layer {edge.target}" for edge in spec.edges]
     axes.set_yticks(range(len(labels)), labels, fontsize=7.5, color=INK)
     names = [operation_label(operation) for operation in space.operations]
     axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=7.5)
@@ -293,6 +352,6 @@ def _draw_table(axes: Axes, space: SearchSpace, spec: CellSpec, rows: Sequence[S
             axes.axhline(before + 0.5, color=PAPER, linewidth=2.5)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    title = "cell" if spec.kind == "cell" else f"{spec.kind} cell"
+    title = spec.kind if spec.kind in ("cell", CHAIN) else f"{spec.kind} cell"
     axes.set_title(title, loc="left", fontsize=10, fontweight="bold", color=INK)
     return image

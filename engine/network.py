@@ -3,7 +3,7 @@
 Shape suffixes: B batch, C channels, H height, W width, D paths that drop-path may drop.
 
 DARTS cells are in NetworkCIFAR / NetworkImageNet of quark0/darts (cnn/model.py), NAS-Bench-201's in the network of
-D-X-Y/AutoDL-Projects. Parameters and MACs are those of `counting.count`.
+D-X-Y/AutoDL-Projects; a mobile chain is its own network. Parameters and MACs are those of `counting.count`.
 """
 
 from __future__ import annotations
@@ -14,21 +14,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .counting import AUX_CHANNELS, network_skeleton
+from .chain import BLOCKS, CHAIN_SKIPS, MOBILE_FIXED
+from .counting import AUX_CHANNELS, names_of, network_skeleton
 from .genotype import Genotype
+from .network_chain import chain_head, chain_operation
 from .network_ops import FactorizedReduce, ReluConvNorm, ResidualReduce, Zero, conv, operation
-from .space import NASBENCH201, CellLayer, StemKind, StemSpec
+from .space import CHAIN, DARTS, CellLayer, Edge, StemKind, StemSpec
 
 # Side of the auxiliary head's input: stride of its 5x5 mean, whose output then has side 2 (quark0/darts).
 AUXILIARY_STRIDES = {8: 3, 7: 2}
 
 
 class Stem(nn.Module):
-    """3x3 convolutions with BatchNorm, joined by ReLU."""
+    """3x3 convolutions with BatchNorm, joined by ReLU, in a chain with a ReLU6 behind."""
 
     def __init__(self, spec: StemSpec) -> None:
         super().__init__()
-        self.relu_first = spec.relu_first
+        self.relu_first, self.relu6_last = spec.relu_first, spec.relu6_last
         self.convs = nn.ModuleList(conv(one.channels_in, one.channels, 3, one.stride) for one in spec.convs)
         self.norms = nn.ModuleList(nn.BatchNorm2d(one.channels) for one in spec.convs)
 
@@ -37,7 +39,7 @@ class Stem(nn.Module):
             if number or self.relu_first:
                 x_BCHW = F.relu(x_BCHW)
             x_BCHW = norm(convolution(x_BCHW))
-        return x_BCHW
+        return F.relu6(x_BCHW) if self.relu6_last else x_BCHW
 
 
 class Cell(nn.Module):
@@ -58,13 +60,17 @@ class Cell(nn.Module):
             for number, channels in enumerate(layer.channels_in if layer.spec.preprocess else ())
         )
         self.edges = nn.ModuleList(
-            operation(name, layer.channels, edge.stride) for name, edge in zip(names, layer.spec.edges, strict=True)
+            _operation(name, layer, edge) for name, edge in zip(names, layer.spec.edges, strict=True)
         )
 
     @property
     def droppable(self) -> tuple[bool, ...]:
-        """Of each edge whether drop-path may drop it: neither an Identity nor zeros."""
-        return tuple(not isinstance(edge, nn.Identity | Zero) for edge in self.edges)
+        """Of each edge whether drop-path may drop it: neither an Identity nor zeros, nor a layer's only way through."""
+        chain = self.spec.kind in (CHAIN, MOBILE_FIXED)
+        return tuple(
+            not isinstance(edge, nn.Identity | Zero) and (place.shortcut or not chain)
+            for edge, place in zip(self.edges, self.spec.edges, strict=True)
+        )
 
     def forward(self, inputs: Sequence[Tensor], factors: Iterator[Tensor] | None) -> Tensor:
         states = list(inputs)
@@ -79,12 +85,20 @@ class Cell(nn.Module):
                 y_BCHW = self.edges[number](states[edge.source])
                 if factors is not None and droppable[number]:
                     y_BCHW = y_BCHW * next(factors)[:, None, None, None]
+                if edge.shortcut:
+                    y_BCHW = states[edge.source] + y_BCHW
                 total = y_BCHW if total is None else total + y_BCHW
             assert total is not None
             states.append(total)
         if len(self.spec.concat) == 1:
             return states[self.spec.concat[0]]
         return torch.cat([states[node] for node in self.spec.concat], 1)
+
+
+def _operation(name: str, layer: CellLayer, edge: Edge) -> nn.Module:
+    if name in BLOCKS or name in CHAIN_SKIPS:
+        return chain_operation(name, layer.channels_in[0], layer.channels, edge.stride, shortcut=edge.shortcut)
+    return operation(name, layer.channels, edge.stride)
 
 
 class AuxiliaryHead(nn.Module):
@@ -118,10 +132,10 @@ class Network(nn.Module):
     """A classifier built from a genotype.
 
     Args:
-        genotype: of either space.
+        genotype: of any space.
         channels, layers, stem: see `counting.count`.
         classes: of the classifier.
-        auxiliary: with DARTS' auxiliary head; NAS-Bench-201 has none and gets none.
+        auxiliary: with DARTS' auxiliary head; other spaces have none and get none.
         seed: of the weights, which are torch's defaults as in DARTS.
 
     Attributes:
@@ -143,15 +157,16 @@ class Network(nn.Module):
             torch.manual_seed(seed)
             self.stems = nn.ModuleList(Stem(spec) for spec in skeleton.stems)
             self.layers = nn.ModuleList(
-                Cell(layer, [name for name, _ in genotype.cell(layer.spec.kind).pairs])
+                Cell(layer, names_of(genotype, layer))
                 if isinstance(layer, CellLayer)
                 else ResidualReduce(layer.channels_in, layer.channels)
                 for layer in skeleton.layers
             )
+            self.head = chain_head(skeleton.head_in, skeleton.channels_out) if skeleton.head_in else None
             self.norm = nn.BatchNorm2d(skeleton.channels_out) if skeleton.norm_head else None
             self.classifier = nn.Linear(skeleton.channels_out, classes)
             self.auxiliary, self.auxiliary_behind = None, 2 * layers // 3
-            if auxiliary and genotype.space != NASBENCH201.name:
+            if auxiliary and genotype.space == DARTS.name:
                 behind = skeleton.layers[self.auxiliary_behind]
                 assert isinstance(behind, CellLayer)
                 self.auxiliary = AuxiliaryHead(behind.channels_out, classes, stem)
@@ -188,6 +203,8 @@ class Network(nn.Module):
             if with_auxiliary and number == self.auxiliary_behind:
                 assert self.auxiliary is not None
                 auxiliary = self.auxiliary(last)
+        if self.head is not None:
+            last = self.head(last)
         if self.norm is not None:
             last = F.relu(self.norm(last))
         return self.classifier(last.mean((2, 3))), auxiliary

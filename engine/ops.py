@@ -17,7 +17,7 @@ from torch.func import functional_call
 from ..kernels.reference import batchnorm, conv, inverted
 from ..kernels.reference.inverted import Inverted
 from ..kernels.reference.separable import Separable
-from .chain import FBNET_SKIP, MOBILE_FIXED, MOBILE_ZERO
+from .chain import BLOCKS, FBNET_BLOCKS, FBNET_SKIP, MOBILE_BLOCKS, MOBILE_FIXED, MOBILE_ZERO
 from .errors import ConfigError
 from .operation import DirectOperation, Keep, NormalisedOperation, Operation, Shape, Source, Tape, Through
 from .space import SKIP, ZERO
@@ -371,16 +371,12 @@ NASBENCH201_TABLE: Mapping[str, Operation] = {
     "nor_conv_3x3": ReluConv(3),
     "avg_pool_3x3": AveragePool(),
 }
+_BLOCKS = {name: InvertedResidual(one.side, one.expansion, one.groups) for name, one in BLOCKS.items()}
 MOBILE_TABLE: Mapping[str, Operation] = {
-    MOBILE_FIXED: InvertedResidual(3, 0),
-    **{f"mbconv{e}_{side}x{side}": InvertedResidual(side, e) for side in (3, 5, 7) for e in (3, 6)},
+    **{name: _BLOCKS[name] for name in (MOBILE_FIXED, *MOBILE_BLOCKS)},
     MOBILE_ZERO: Zero(),
 }
-FBNET_TABLE: Mapping[str, Operation] = {
-    **{f"k{side}_e{e}": InvertedResidual(side, e) for side in (3, 5) for e in (1, 3, 6)},
-    **{f"k{side}_e1_g2": InvertedResidual(side, 1, groups=2) for side in (3, 5)},
-    FBNET_SKIP: LayerSkip(),
-}
+FBNET_TABLE: Mapping[str, Operation] = {**{name: _BLOCKS[name] for name in FBNET_BLOCKS}, FBNET_SKIP: LayerSkip()}
 TABLES: Mapping[str, Mapping[str, Operation]] = {
     "darts": DARTS_TABLE,
     "nasbench201": NASBENCH201_TABLE,

@@ -19,9 +19,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from .chain import BLOCKS, CHAIN_SKIPS
 from .draw import operation_label
 from .history import Floats, History
-from .space import CellSpec, Edge
+from .space import CHAIN, CellSpec, Edge
 
 MIB = 1 << 20
 # DARTS+ stops at two skip-connects in a normal cell; here it is worth a look, not an error.
@@ -37,6 +38,9 @@ BLUE, ORANGE, GREEN, PURPLE, RED = "#2b6cb0", "#c05621", "#2f855a", "#7b3fa0", "
 PHASE_COLOURS = {"weight": BLUE, "alpha": ORANGE}
 KIND_STYLES = ((BLUE, "-", "o"), (ORANGE, "--", "s"))
 # (colour, line): a colour per family as in the cells' picture, dashes for its second member.
+_BY_EXPANSION = {0: ORANGE, 1: ORANGE, 3: BLUE, 6: PURPLE}
+_BY_SIDE = {(3, 1): "-", (5, 1): "--", (7, 1): ":", (3, 2): "-.", (5, 2): ":"}
+CHAIN_COLUMNS = 4
 OPERATION_STYLES: dict[str, tuple[str, Any]] = {
     "none": ("#8a939d", ":"),
     "max_pool_3x3": (ORANGE, "-"),
@@ -48,6 +52,8 @@ OPERATION_STYLES: dict[str, tuple[str, Any]] = {
     "dil_conv_5x5": (PURPLE, "--"),
     "nor_conv_1x1": (BLUE, "--"),
     "nor_conv_3x3": (BLUE, "-"),
+    **{name: (_BY_EXPANSION[block.expansion], _BY_SIDE[block.side, block.groups]) for name, block in BLOCKS.items()},
+    **dict.fromkeys(CHAIN_SKIPS, (GREEN, "-")),
 }
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -283,12 +289,14 @@ def distill_figure(history: History) -> Figure:
 def alpha_figure(history: History, spec: CellSpec) -> Figure:
     """Probability of each operation on each edge over the epochs, one small chart per edge.
 
-    A row is a node and a column the state that an edge comes from; edges of the cell so far have a bold title.
+    A row is a node and a column the state that an edge comes from; edges of the cell so far have a bold title. Layers
+    of a chain fill the rows.
     """
     told = [(epoch.number, epoch.alpha[spec.kind]) for epoch in history.epochs if epoch.alpha is not None]
     told = [told[i] for i in sorted({round(i) for i in np.linspace(0, len(told) - 1, MAX_EPOCH_POINTS)})]
     x, tables = [number for number, _ in told], np.stack([table for _, table in told])
-    rows, columns = spec.nodes, spec.num_states - 1
+    chain = spec.kind == CHAIN
+    rows, columns = (-(-spec.nodes // CHAIN_COLUMNS), CHAIN_COLUMNS) if chain else (spec.nodes, spec.num_states - 1)
     chosen = chosen_operations(history, spec.kind)
     with matplotlib.rc_context(STYLE | {"font.size": 7.5, "xtick.labelsize": 6.5, "ytick.labelsize": 6.5}):
         figure = Figure(figsize=(2.05 * columns, 1.42 * rows + 0.3), facecolor=PAPER, layout="constrained")
@@ -297,10 +305,11 @@ def alpha_figure(history: History, spec: CellSpec) -> Figure:
         for axes in grid.flat:
             axes.set_visible(False)
         for index, edge in enumerate(spec.edges):
-            axes = grid[edge.target - spec.inputs, edge.source]
+            axes = grid[divmod(index, CHAIN_COLUMNS) if chain else (edge.target - spec.inputs, edge.source)]
             axes.set_visible(True)
             _draw_edge(axes, history, x, tables[:, index], edge, chosen.get((edge.source, edge.target)))
-            axes.tick_params(labelleft=edge.source == 0, labelbottom=edge.target == spec.num_states - 1)
+            if not chain:
+                axes.tick_params(labelleft=edge.source == 0, labelbottom=edge.target == spec.num_states - 1)
         low, high = float(tables.min()), float(tables.max())
         room = max(0.06 * (high - low), MIN_ROOM)
         grid[0, 0].set_ylim(max(0.0, low - room), high + room)
@@ -328,14 +337,16 @@ def _draw_edge(axes: Axes, history: History, x: Sequence[int], p: Floats, edge: 
 
 
 def _operation_legend(figure: Figure, operations: Sequence[str], rows: int, columns: int) -> None:
-    """One legend in the upper right corner, where no edge is: a node reads earlier states only."""
+    """One legend in the upper right corner, where no edge is: a node reads earlier states only; a chain's is above."""
     lines = [
         Line2D([], [], color=OPERATION_STYLES[name][0], linestyle=OPERATION_STYLES[name][1], linewidth=1.6)
         for name in operations
     ]
+    chain = operations[0] in BLOCKS
     figure.legend(
-        lines, [operation_label(name) for name in operations], loc="upper right", frameon=False, fontsize=8,
-        ncols=1 if columns <= 3 else 2, borderaxespad=0.6, handlelength=2.2, labelspacing=0.5,
+        lines, [operation_label(name) for name in operations], loc="outside upper center" if chain else "upper right",
+        ncols=5 if chain else 1 if columns <= 3 else 2, frameon=False, fontsize=8, borderaxespad=0.6,
+        handlelength=2.2, labelspacing=0.5,
     )  # fmt: skip
 
 
@@ -355,7 +366,7 @@ def chosen_operations(history: History, kind: str) -> Mapping[tuple[int, int], s
 
 def cell_title(spec: CellSpec) -> str:
     """`normal cell`, `reduce cell`, or `cell` where there is one kind."""
-    return "cell" if spec.kind == "cell" else f"{spec.kind} cell"
+    return spec.kind if spec.kind in ("cell", CHAIN) else f"{spec.kind} cell"
 
 
 def inline_svg(figure: Figure, name: str, label: str) -> str:

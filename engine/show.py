@@ -12,10 +12,10 @@ from .counting import Cost, count
 from .derive import skip_count
 from .draw import save_cells
 from .errors import RunFolderError
-from .genotype import Genotype
+from .genotype import CHAINS, Genotype
 from .genotype_text import load_any
 from .rundir import GENOTYPE, METRICS, read_metrics
-from .space import NASBENCH201, SPACES, SearchSpace, StemKind
+from .space import CHAIN, FAMILIES, NASBENCH201, SearchSpace, StemKind
 
 SVG, PNG = "cells.svg", "cells.png"
 IMAGENET_SIDE = 64
@@ -40,6 +40,15 @@ class _Size:
     stem: StemKind
 
 
+# At which a network is counted unless the user says: those of CIFAR's protocols, and of ImageNet's for the chains.
+USUAL_SIZES = {
+    "darts": _Size(36, 20, 32, 10, "cifar"),
+    "nasbench201": _Size(16, 15, 32, 10, "cifar"),
+    "mobile": _Size(32, 21, 224, 1000, "imagenet"),
+    "fbnet": _Size(16, 22, 224, 1000, "imagenet"),
+}
+
+
 def show(
     target: str,
     *,
@@ -56,8 +65,8 @@ def show(
     Args:
         target: a run folder, a genotype file as `load_any` reads it, or `FILE:NAME`.
         channels, layers, image, classes, stem: of the derived network. Without them DARTS cells are counted at
-            C=36, 20 layers, 32 px, 10 classes and NAS-Bench-201 cells at C=16, 15 layers; the stem of DARTS
-            cells is ImageNet's from 64 px on.
+            C=36, 20 layers, 32 px, 10 classes, NAS-Bench-201 cells at C=16, 15 layers, and chains at their published
+            widths, 224 px, 1000 classes; the stem is ImageNet's from 64 px on, but for NAS-Bench-201.
         out: folder for the pictures, made where missing; otherwise the run folder or the file's folder.
         as_json: whether to return JSON.
 
@@ -102,7 +111,7 @@ def _subject(target: str) -> _Subject:
 
 def _known_alpha(genotype: Genotype, alpha: object) -> dict[str, list[list[float]]] | None:
     """The epoch row's probabilities, or None where they are not a table of the genotype's space."""
-    space = SPACES[genotype.space]
+    space = FAMILIES[genotype.space]
     if not isinstance(alpha, dict) or set(alpha) != {spec.kind for spec in space.cells}:
         return None
     for spec in space.cells:
@@ -130,15 +139,15 @@ def _size(
     classes: int | None,
     stem: StemKind | None,
 ) -> _Size:
-    tabular = genotype.space == NASBENCH201.name
-    side = 32 if image is None else image
-    usual: StemKind = "imagenet" if side >= IMAGENET_SIDE and not tabular else "cifar"
+    usual = USUAL_SIZES[genotype.space]
+    side = usual.image if image is None else image
+    large = side >= IMAGENET_SIDE and genotype.space != NASBENCH201.name
     return _Size(
-        channels=(16 if tabular else 36) if channels is None else channels,
-        layers=(15 if tabular else 20) if layers is None else layers,
+        channels=usual.channels if channels is None else channels,
+        layers=usual.layers if layers is None else layers,
         image=side,
-        classes=10 if classes is None else classes,
-        stem=usual if stem is None else stem,
+        classes=usual.classes if classes is None else classes,
+        stem=("imagenet" if large else "cifar") if stem is None else stem,
     )
 
 
@@ -163,6 +172,8 @@ def _save_pictures(subject: _Subject, out: Path | None) -> tuple[dict[str, str] 
 
 def _cell_lines(subject: _Subject) -> list[str]:
     genotype, skips = subject.genotype, skip_count(subject.genotype)
+    if genotype.space in CHAINS:
+        return _chain_lines(genotype, skips[CHAIN])
     lines = [genotype.arch] if genotype.space == NASBENCH201.name else []
     for kind in genotype.kinds:
         spec = genotype.spec(kind)
@@ -173,10 +184,20 @@ def _cell_lines(subject: _Subject) -> list[str]:
     return lines
 
 
+def _chain_lines(genotype: Genotype, skips: int) -> list[str]:
+    chain = FAMILIES[genotype.space].chain
+    assert chain is not None
+    lines = [f"{CHAIN} ({len(genotype.layers)} layers; {skips} left out)"]
+    for number, (layer, name) in enumerate(zip(chain.layers, genotype.layers, strict=True), start=1):
+        ends = "stride 2" if layer.stride == 2 else "shortcut" if layer.shortcut else ""
+        lines.append(f"  {number:2} {chain.stages[layer.stage][0]:4} channels  {name:12} {ends}".rstrip())
+    return lines
+
+
 def _alpha_lines(subject: _Subject) -> list[str]:
     if subject.alpha is None:
         return []
-    space = SPACES[subject.genotype.space]
+    space = FAMILIES[subject.genotype.space]
     width = max(map(len, space.operations))
     lines = []
     for spec in space.cells:
