@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from .config import SearchConfig
+from .expected_cost import expected_cost
 from .implementation import Impl, resolve
 from .sampler import Sampler
 from .space import space_named
@@ -20,7 +21,7 @@ def build_learner(
     `all_gradients` is a Learner's.
 
     Raises:
-        ConfigError: where the implementation that was asked for cannot run.
+        ConfigError: where the implementation that was asked for cannot run, or a cost is not known.
     """
     impl, note = resolve(config, device)
     space = space_named(config.space)
@@ -34,4 +35,5 @@ def build_learner(
     # Both are made on the CPU; tensors without data, under FakeTensorMode, cannot be moved, not even to where they are.
     if device.type != "cpu":
         net, sampler = net.to(device), sampler.to(device)
-    return Learner(config, net, sampler, all_gradients=all_gradients, graphs=graphs), impl, note
+    cost = expected_cost(config, sampler, classes)
+    return Learner(config, net, sampler, all_gradients=all_gradients, graphs=graphs, cost=cost), impl, note

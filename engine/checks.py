@@ -59,6 +59,7 @@ def check_ranges(config: SearchConfig) -> None:
         "lr": (0, 1e3), "lr_min": (0, 1e3), "momentum": (0, 1), "weight_decay": (0, 1), "clip": (1e-6, 1e9),
         "alpha_lr": (0, 1e3), "alpha_weight_decay": (0, 1), "threads": (0, 4096), "workers": (0, 4096),
         "prefetch": (0, 64), "seed": (0, (1 << 63) - 1),
+        "cost_weight": (0, 1e6), "cost_power": (0, 10), "cost_ramp": (0, 1),
         "target_channels": (0, 1 << 20), "target_layers": (0, 1 << 20), "target_image": (0, 1 << 20),
         "target_classes": (0, 1 << 31),
         "checkpoint_every": (0, 1 << 31), "keep": (1, 1 << 20), "eval_images": (0, 1 << 31),
@@ -102,7 +103,15 @@ def check_combinations(config: SearchConfig) -> None:
     for name, resource in LIMITS.items():
         if getattr(config, name):
             parse_quantity(name, resource, getattr(config, name))
-    if config.target_latency and not config.device_table:
+    if config.cost_target and config.cost != "none":
+        parse_quantity("cost_target", config.cost, config.cost_target)
+    if config.cost != "none" and config.choose == "supernet":
+        raise ConfigError(
+            "alpha rests where the super-net chooses, and an expected cost moves alpha alone",
+            got=f"cost {config.cost}, choose supernet", allowed="cost none, or a limit as max_macs",
+            next="--max-macs 600M",
+        )  # fmt: skip
+    if (config.cost == "latency" or config.target_latency) and not config.device_table:
         raise ConfigError(
             "a latency needs a table that was measured", got="no device_table", allowed="a file of msgdas latency",
             next="msgdas latency --out FILE, then --set device_table=FILE",

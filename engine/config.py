@@ -172,6 +172,16 @@ class SearchConfig:
     max_params: str = key("", "most parameters of the derived network, as 5M", flag=False)
     target_latency: str = key("", "longest latency of the derived network by device_table, as 80ms", flag=False)
     device_table: str = key("", "file of msgdas latency, for target_latency and cost = latency", flag=False)
+    cost: Literal["none", "params", "macs", "latency"] = key(
+        "none", "expected cost of the derived network that the loss on alpha has a term for", flag=False
+    )
+    cost_form: Literal["add", "proxyless", "fbnet"] = key(
+        "add", "cross-entropy plus the cost (RAPDARTS), or times a power of its logarithm, theirs", flag=False
+    )
+    cost_weight: float = key(0.1, "of the cost, lambda or a (ProxylessNAS: 0.1 and 0.2, FBNet: 0.2)", flag=False)
+    cost_power: float = key(0.6, "b, power of the logarithm (ProxylessNAS: 0.3, FBNet: 0.6)", flag=False)
+    cost_target: str = key("", "reference cost; else the limit on it, else that of equal probabilities", flag=False)
+    cost_ramp: float = key(0.0, "share of the epochs with alpha over which the term grows from 0 (ours)", flag=False)
     target_channels: int = key(
         0, "C of the network that the cells are for, whose cost counts, 0 for the usual (docs/resources.md)", flag=False
     )

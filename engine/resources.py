@@ -51,3 +51,10 @@ def limits_of(config: SearchConfig, classes: int) -> list[Limit]:
     ]
     require_possible(space_named(config.space), limits)
     return limits
+
+
+def reference(config: SearchConfig, table: CostTable) -> float | None:
+    """What an expected cost is held against: `cost_target`, or the limit on the same resource; None for neither."""
+    key = next(key for key, resource in LIMITS.items() if resource == table.resource)
+    text = config.cost_target or getattr(config, key)
+    return parse_quantity("cost_target" if config.cost_target else key, table.resource, text) if text else None

@@ -46,6 +46,12 @@ def alpha_due(config: SearchConfig, epoch: int, place: int) -> bool:
     return alpha_trains(config, epoch) and (place + 1) % config.alpha_every == 0
 
 
+def cost_share(config: SearchConfig, epoch: int) -> float:
+    """Share of the expected cost's term: linear to 1 over `cost_ramp` of the epochs after the warm-up (ours)."""
+    ramp = config.cost_ramp * (config.epochs - config.warmup)
+    return min(1.0, max(0.0, (epoch + 1 - config.warmup) / ramp)) if ramp else 1.0
+
+
 def guidance_active(config: SearchConfig, epoch: int) -> bool:
     """Whether super-net guidance may act in this epoch."""
     return epoch >= config.teacher_start * config.epochs

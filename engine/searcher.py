@@ -206,6 +206,7 @@ class _Run:
             schedule.learning_rate(self.config, epoch),
             schedule.drop_rate(self.config, epoch),
             schedule.guidance_active(self.config, epoch),
+            schedule.cost_share(self.config, epoch),
         )
 
     def _one_step(self) -> None:
@@ -328,6 +329,7 @@ class _Run:
             "alpha": {kind: p.tolist() for kind, p in sampler.probabilities().items()},
             "genotype": genotype.to_json_dict(),
             "costs": {limit.table.resource: limit.table.of(genotype) for limit in self.limits},
+            "expected_cost": self.learner.cost.value() if self.learner.cost else None,
             "time": {"eval_s": time.perf_counter() - begin},
         }  # fmt: skip
         self._write(row)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .config import SearchConfig
 from .errors import NumericsError
+from .expected_cost import ExpectedCost
 from .graph import StepGraphs
 from .guidance import Guidance
 from .optimizer import SampledSGD
@@ -40,6 +41,7 @@ class Moment:
         lr: SGD's learning rate.
         drop_rate: of Dropblock-Identity.
         guided: whether the teacher may act.
+        cost_share: of the expected cost's term in alpha's loss.
     """
 
     step: int
@@ -47,6 +49,7 @@ class Moment:
     lr: float
     drop_rate: float
     guided: bool
+    cost_share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,7 @@ class Learner:
         all_gradients: also compute what the step throws away, weight gradients in an alpha step and alpha
             gradients in a W step, as the published DARTS code does (for baselines).
         graphs: whether to run steps as CUDA graphs; needs `impl="triton"`.
+        cost: what the expected cost of the derived network adds to alpha's loss.
 
     Attributes:
         rung: micro-batches, activation policies and the largest K of the steps to come; `stand_on` changes it.
@@ -88,9 +92,9 @@ class Learner:
 
     def __init__(
         self, config: SearchConfig, net: SuperNet, sampler: Sampler, *, all_gradients: bool = False,
-        graphs: bool = False,
+        graphs: bool = False, cost: ExpectedCost | None = None,
     ) -> None:  # fmt: skip
-        self.config, self.net, self.sampler = config, net, sampler
+        self.config, self.net, self.sampler, self.cost = config, net, sampler, cost
         # A step of the second order reads two batches, and a captured one has room for one.
         graphs = graphs and config.order == 1
         self.graphs: StepGraphs[Feed] | None = StepGraphs(net.classifier.weight.device) if graphs else None
@@ -230,6 +234,8 @@ class Learner:
         feed = self.feed(images_BCHW, labels_B, moment, 2 * moment.step)
         ahead = None if train is None else self.feed(*train, moment, 2 * moment.step)
         dropped = self._drops_now(moment)
+        if self.cost is not None:
+            self.cost.share.fill_(moment.cost_share)
 
         def update(feed: Feed) -> Tensor:
             return self.alpha_update(feed, dropped=dropped, train=ahead)
@@ -254,6 +260,8 @@ class Learner:
             self._score_gradient(losses_K, sample)
         else:
             loss = self.passes.gates(feed, sample, dropped=dropped)
+        if self.cost is not None:
+            self.cost.add_to([alpha.grad for alpha in self._alphas if alpha.grad is not None], loss)
         penalty = self.sampler.penalty()
         if penalty is not None:
             penalty.backward()

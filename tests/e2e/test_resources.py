@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 from msgdas.engine.cli import main
 from msgdas.engine.counting import count
 from msgdas.engine.genotype import Genotype
+from msgdas.engine.recipes import demo
 from msgdas.engine.rundir import read_metrics
+from msgdas.engine.searcher import resume, search
+
+from .test_methods import TINY
+from .test_search import without_times
 
 SMALL = [
     "search", "demo", "--space", "nasbench201", "--channels", "4", "--layers", "3", "--image", "28", "--batch", "16",
@@ -53,3 +59,20 @@ def test_limits_that_no_network_keeps(tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "damaged.json").write_text('{"format": 1}')
     damaged = ("--set", "target_latency=1s", "--set", f"device_table={tmp_path / 'damaged.json'}")
     assert "cannot read the device table" in fails(capsys, *damaged, *out("e"))
+
+
+def test_an_expected_cost_makes_cells_cheaper_and_resumes(tmp_path: Path) -> None:
+    more = {"method": "darts", "alpha_lr": 0.1, "cost": "macs", "cost_weight": 10.0, "cost_ramp": 1.0}
+    options = {**TINY, "space": "nasbench201", "epochs": 6, **more}
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    result = search(demo(**options), out=whole)
+    costly = search(demo(**{**options, "cost": "none"}), out=tmp_path / "costly")
+    assert count(result.genotype, **TARGET).macs < count(costly.genotype, **TARGET).macs
+    expected = [row["expected_cost"] for row in read_metrics(whole / "metrics.jsonl") if row["kind"] == "epoch"]
+    assert expected == sorted(expected, reverse=True) and expected[-1] < 0.8 * expected[0]
+    shutil.copytree(whole, run)
+    for folder in (run / "checkpoints").iterdir():
+        if int(folder.name.removeprefix("step-")) > 5:
+            shutil.rmtree(folder)
+    resume(run)
+    assert without_times(run) == without_times(whole)
