@@ -26,7 +26,7 @@ from torchvision.transforms.v2 import functional
 
 from ..engine import dali
 from ..engine.batches import ALONE, Batches
-from ..engine.config import SearchConfig
+from ..engine.config import build
 from ..engine.crops import Views, random_views
 from ..engine.decoding import Decoder, open_picture
 from ..engine.errors import ConfigError
@@ -69,9 +69,10 @@ class Contest:
         self.loaders = ("torch", *(["dali"] if dali.why_not(CPU) is None else []))
 
     def feed(self, loader: str) -> Feed:
-        config = SearchConfig(
-            data=f"imagefolder:{self.root}", image=self.image, batch=self.batch, loader=loader, workers=self.threads,
-            crop="resized",
+        config = build(
+            {"data": f"imagefolder:{self.root}", "image": self.image, "batch": self.batch, "loader": loader,
+             "workers": self.threads, "crop": "resized"},
+            {},
         )  # fmt: skip
         return Feed(self.data, config, ALONE, CPU)
 

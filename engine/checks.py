@@ -205,7 +205,7 @@ def check_estimator(config: SearchConfig) -> None:
     _check_widest(config)
     if config.edges_per_node and space_named(config.space).chain is not None:
         raise ConfigError(
-            "a layer of a chain has one incoming edge", got=f"edges_per_node {config.edges_per_node}", allowed=0,
+            "a layer of a chain has one incoming edge", got=f"edges_per_node {config.edges_per_node}", allowed="0",
             next="--set edges_per_node=0",
         )  # fmt: skip
     if config.edges_per_node and config.k != 1:

@@ -166,9 +166,9 @@ def draw_chain(genotype: Genotype) -> Figure:
         axes.set_xlim(0, width)
         axes.set_ylim(height, 0)
         axes.set_axis_off()
-        title = {"color": INK, "fontsize": 13, "fontweight": "bold", "va": "center"}
+        title: dict[str, Any] = {"color": INK, "fontsize": 13, "fontweight": "bold", "va": "center"}
         axes.text(MARGIN, MARGIN + 0.1, f"{genotype.space} chain, {len(genotype.layers)} layers", **title)
-        note = {"color": FAINT_INK, "fontsize": 8.5, "va": "center"}
+        note: dict[str, Any] = {"color": FAINT_INK, "fontsize": 8.5, "va": "center"}
         axes.text(MARGIN, MARGIN + 0.34, "left to right, then down; an arc is a shortcut", **note)
         places = iter(zip(chain.layers, genotype.layers, strict=True))
         for stage, (channels, count, stride) in enumerate(chain.stages):

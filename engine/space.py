@@ -376,7 +376,7 @@ def search_skeleton(space: SearchSpace, *, channels: int, layers: int, stem: Ste
         if layers != len(space.chain.layers):
             raise ConfigError(
                 f"space {space.name} is a chain of its own layers", got=f"layers {layers}",
-                allowed=len(space.chain.layers), next=f"--layers {len(space.chain.layers)}",
+                allowed=f"{len(space.chain.layers)}", next=f"--layers {len(space.chain.layers)}",
             )  # fmt: skip
         return _chain_skeleton(space.chain, channels, stem)
     if space.rule == "argmax":
