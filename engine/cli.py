@@ -15,7 +15,7 @@ from importlib.metadata import version
 from typing import Any, NoReturn
 
 from ..profiles.errors import BudgetError, ProfileError
-from .commands import doctor, plan, profile, search, show
+from .commands import data, doctor, plan, profile, search, show
 from .errors import (
     CheckpointError,
     ConfigError,
@@ -29,7 +29,14 @@ from .errors import (
     RunFolderError,
 )  # fmt: skip
 
-COMMANDS: dict[str, Any] = {"search": search, "plan": plan, "show": show, "profile": profile, "doctor": doctor}
+COMMANDS: dict[str, Any] = {
+    "search": search,
+    "plan": plan,
+    "show": show,
+    "profile": profile,
+    "doctor": doctor,
+    "data": data,
+}
 EXIT_CODES: dict[type[EngineError | ProfileError], int] = {
     ConfigError: 2,
     DataError: 3,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .config import SearchConfig
 from .errors import DataError
-from .filelist import FileList, drawn_classes
+from .filelist import FileList, drawn_classes, training_root
 from .images import (
     UNREADABLE,
     DataSet,
@@ -82,11 +82,6 @@ def _unknown(name: str) -> DataError:
     )
 
 
-def training_root(folder: Path) -> Path:
-    """Where the class folders of the training part are."""
-    return folder / "train" if (folder / "train").is_dir() else folder
-
-
 def _folder(config: SearchConfig, part: Part) -> FolderImages:
     name, image = config.data, config.image
     root = Path(name.removeprefix(FOLDER)).expanduser()
@@ -111,6 +106,9 @@ def _folder(config: SearchConfig, part: Part) -> FolderImages:
             next=f"move some images of each class to {root / 'val'}, the others to {root / 'train'}",
         )
     held = FileList.scan(root / "val")
+    if config.data_list:
+        # A list may leave out a class whose training images are all bad.
+        held = held.of_classes(listed.classes)
     if held.classes != listed.classes:
         odd = sorted(set(held.classes) ^ set(listed.classes))
         raise DataError(

@@ -249,6 +249,11 @@ def class_folders(root: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
+def training_root(folder: Path) -> Path:
+    """Where the class folders of the training part are."""
+    return folder / "train" if (folder / "train").is_dir() else folder
+
+
 def drawn_classes(names: Collection[str], count: int, *, seed: int) -> tuple[str, ...]:
     """`count` of the names in their order, those whose BLAKE2b hash with the seed is smallest (ours); 0 for all.
 

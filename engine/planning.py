@@ -20,8 +20,8 @@ from ..profiles.planner import MARGIN, Choices, Plan, Setting, Surface, best_of,
 from ..profiles.predictor import Prediction, Speed
 from .checks import POLICIES
 from .config import SearchConfig, build, doubled_to, stages_of
-from .data import training_root
 from .errors import ConfigError
+from .filelist import training_root
 from .implementation import choose, resolve
 from .machine import GRAPH_LAUNCH_S, HOST_LAUNCH_S, OLDEST_TRITON_ARCH, Machine
 from .measured import device_ratio

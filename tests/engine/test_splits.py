@@ -119,14 +119,16 @@ def test_shares_that_cannot_be(values: dict[str, object], said: str) -> None:
 
 
 def test_a_list_says_which_images_a_search_sees(tmp_path: Path) -> None:
-    """A file that is no image ends a search of the tree, and not one of the list without it."""
     root = plant(tmp_path / "photos", "ab")
     (root / "a" / "bad.jpg").write_bytes(b"no image")
     clean = tmp_path / "clean.list"
     FileList.scan(root).without({"a/bad.jpg"}).write(clean)
-    words = [*FLAGS, "--data", f"imagefolder:{root}"]
-    assert main([*words, "--out", str(tmp_path / "dirty")]) == 3
-    assert main([*words, "--set", f"data_list={clean}", "--out", str(tmp_path / "run")]) == 0
+    data = f"imagefolder:{root}"
+    with pytest.raises(DataError, match=r"bad.jpg"):
+        load(SearchConfig(data=data, image=8))
+    found = load(SearchConfig(data=data, image=8, data_list=str(clean)))
+    assert found.labels.tolist() == [0] * 12 + [1] * 12
+    assert len(found.gather(torch.arange(24))) == 24
 
 
 def test_lists_of_other_files_are_refused(tmp_path: Path) -> None:
