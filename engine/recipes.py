@@ -61,6 +61,7 @@ def imagenet_darts(**overrides: Any) -> SearchConfig:
         "data": "imagefolder:data/imagenet",
         "w_fraction": 0.1,
         "alpha_fraction": 0.025,
+        "crop": "resized",
         "stem": "imagenet",
         "image": 224,
         "epochs": 50,
