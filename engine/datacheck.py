@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .errors import DataError
 from .examining import BAD, ODD, Examiners, Verdict, workers_here
-from .filelist import FileList, some, training_root
+from .filelist import HEADER, FileList, some, training_root
 
 TRAIN, VAL = "train", "val"
 LINE_EVERY_S = 10.0
@@ -113,11 +113,12 @@ def check(folder: Path, *, out: Path | None = None, workers: int = 0, patience_s
         patience_s: longest time for one file.
 
     Raises:
-        DataError: no such folder, no class folders, a folder that cannot be read, a list that cannot be written, or
-            fewer than two classes with a good image.
+        DataError: no such folder, no class folders, a folder that cannot be read, a list that cannot be written or
+            would replace another file, or fewer than two classes with a good image.
     """
     folder = Path(os.path.abspath(folder.expanduser()))
     out = out or Path(f"{folder.name}.list")
+    _check_place(out)
     root = training_root(folder)
     parts = {TRAIN: FileList.scan(root)}
     if root != folder and (folder / VAL).is_dir():
@@ -129,6 +130,22 @@ def check(folder: Path, *, out: Path | None = None, workers: int = 0, patience_s
         _examine_all(todo, state, workers or workers_here(), patience_s)
     seconds = time.monotonic() - begin
     return _report(folder, out, parts, state.verdicts, len(todo), seconds)
+
+
+def _check_place(out: Path) -> None:
+    """Raise DataError where something else than a file list stands, which the list would replace."""
+    try:
+        with open(out, encoding="utf-8", errors="replace") as file:
+            begin = file.readline(len(HEADER))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        begin = error.strerror or str(error)
+    if begin != HEADER:
+        raise DataError(
+            f"{out} is no file list, and would be lost", got=repr(begin), allowed="a new file, or an older list",
+            next="another --out",
+        )  # fmt: skip
 
 
 def _examine_all(todo: list[str], state: _State, workers: int, patience_s: float) -> None:

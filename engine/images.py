@@ -263,7 +263,7 @@ def unreadable(name: str, error: Exception) -> DataError:
         f"cannot read the image {name}",
         got=str(error) or type(error).__name__,
         allowed="a whole image of 8 or 16 bits per channel",
-        next="replace or remove this file",
+        next="replace or remove this file; `msgdas data check DIR` finds all such and lists the others",
     )
 
 

@@ -220,6 +220,8 @@ def test_folders_and_places_that_will_not_do(photos: Path, tmp_path: Path, capsy
     (tmp_path / "bare").mkdir()
     assert "too few class folders" in said("check", str(tmp_path / "bare"), "--out", str(tmp_path / "list"))
     assert "cannot write" in said("check", str(photos), "--out", str(tmp_path / "none" / "list"))
+    assert "is no file list" in said("check", str(photos), "--out", str(photos / "train" / "a" / "0.jpg"))
+    assert "Is a directory" in said("check", str(photos), "--out", str(tmp_path))
     for name in ("a", "b"):
         for path in (photos / "train" / name).iterdir():
             path.write_bytes(b"")
