@@ -13,6 +13,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from .archives import load_archives
 from .config import SearchConfig
 from .errors import DataError
 from .filelist import FileList, drawn_classes, training_root
@@ -26,12 +27,13 @@ from .images import (
     channels_first,
     decode_jpeg,
 )
+from .records import READERS
 
 MINI = Path(__file__).parent / "assets" / "fashion_mnist_mini.npz"
 FOLDER = "imagefolder:"
 JPEGS = "jpeg-npz:"
 TORCHVISION = {"fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
-NAMES = ("fashion-mnist-mini", *TORCHVISION, f"{FOLDER}DIR", f"{JPEGS}FILE")
+NAMES = ("fashion-mnist-mini", *TORCHVISION, f"{FOLDER}DIR", f"{JPEGS}FILE", *(f"{prefix}PATH" for prefix in READERS))
 
 # As in DARTS' cnn/utils.py (quark0/darts f276dd3).
 CIFAR10_STATISTICS = Statistics((0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768))
@@ -62,6 +64,9 @@ def load(config: SearchConfig, part: Part = "train") -> DataSet:
     name = config.data
     if name.startswith(FOLDER):
         return _folder(config, part)
+    if name.startswith(tuple(READERS)):
+        test = part == "test"
+        return load_archives(name, test=test, image=config.image, num_classes=config.num_classes, seed=config.seed)
     if name != "fashion-mnist-mini" and name not in TORCHVISION and not name.startswith(JPEGS):
         raise _unknown(name)
     train = _arrays(config, "train")

@@ -230,21 +230,21 @@ class FolderImages:
         return channels_first(np.stack(pixels))
 
 
-def decode(path: str, image: int) -> NDArray[np.uint8]:
-    """The image in that file as uint8 [S, S, 3].
+def decode(source: str | io.BytesIO, image: int, *, name: str = "") -> NDArray[np.uint8]:
+    """The image in that file as uint8 [S, S, 3]; `name` is what errors call one that has no path.
 
     Raises:
         DataError: for a file that is no image, is cut off, is too large, or has not 8 or 16 bits a channel.
     """
     try:
-        with Image.open(path) as opened:
+        with Image.open(source) as opened:
             # JPEGs are decoded at a fraction of their size where twice the target is still left: 2.8 times
             # quicker for 300 x 260 photographs at S=32 (one thread, x86-64).
             opened.draft("RGB", (2 * image, 2 * image))
             size = (image, image)
             return np.asarray(ImageOps.fit(upright(opened), size, Image.Resampling.BILINEAR, bleed=BLEED))
     except UNREADABLE as error:
-        raise unreadable(path, error) from None
+        raise unreadable(name or str(source), error) from None
 
 
 def upright(picture: Image.Image) -> Image.Image:
