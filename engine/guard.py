@@ -23,6 +23,7 @@ from ..profiles.room import ReadRoom, Room, gpu_room, host_room
 from ..profiles.trace import Peak
 from .config import SearchConfig, resolved_teacher
 from .implementation import Impl
+from .inputs import device_pool_bytes
 from .prediction import SearchProbe, Target
 from .rung import Rung
 from .steps import Learner
@@ -131,11 +132,13 @@ class Forecast:
         return held_bytes + self.rest_bytes(rung), peak
 
     def rest_bytes(self, rung: Rung) -> int:
-        """Of the images and labels of a step's batch that `config_on` leaves out."""
+        """Of the images and labels of a step's batch that `config_on` leaves out, and of batches made ahead on CUDA."""
         config = self.config
-        image_bytes = 3 * config.image**2 * torch.empty((), dtype=getattr(torch, config.dtype)).element_size()
+        value_bytes = getattr(torch, config.dtype).itemsize
+        image_bytes = 3 * config.image**2 * value_bytes
         copies = 2 if self.graph else 1
-        return copies * (config.batch - self.config_on(rung).batch) * (image_bytes + LABEL_BYTES)
+        pool_bytes = device_pool_bytes(config, config.batch, value_bytes) if self.target.cuda else 0
+        return pool_bytes + copies * (config.batch - self.config_on(rung).batch) * (image_bytes + LABEL_BYTES)
 
     def config_on(self, rung: Rung) -> SearchConfig:
         """The configuration of a search that runs at most two micro-batches of this rung's size."""

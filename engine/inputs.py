@@ -18,6 +18,8 @@ ENCODED = ("imagefolder:", "webdataset:", "tfrecord:", "recordio:")
 # pixels around a larger image change little.
 RESIZED_FROM = 64
 LOADERS = ("torch", "dali")
+# Pixels of a photograph while it is decoded: ImageNet's mean size (ours).
+DECODED_PIXELS = 500 * 375
 
 
 def encoded(config: SearchConfig) -> bool:
@@ -82,3 +84,20 @@ def check_inputs(config: SearchConfig) -> None:
             "jitter goes with random-resized crops", got=f"jitter {config.jitter}, padded crops",
             allowed="crop resized", next="--set jitter=",
         )  # fmt: skip
+
+
+def device_pool_bytes(config: SearchConfig, batch: int, value_bytes: int) -> int:
+    """What batches made ahead take of a CUDA device where DALI decodes on it; 0 where nothing is decoded there.
+
+    Counted: `prefetch` finished batches of both halves, one more that is being finished in float32, DALI's uint8 pixels
+    of it and the copy of them, and its decoded photographs. What nvJPEG takes besides was not measured.
+
+    Args:
+        batch: images of a step that this process decodes.
+        value_bytes: of one value of the finished images.
+    """
+    if not resized(config) or config.loader not in ("auto", "dali"):
+        return 0
+    values = 3 * config.image**2
+    ahead_bytes = 2 * config.prefetch * values * value_bytes
+    return batch * (ahead_bytes + values * (value_bytes + 4 + 2) + 3 * DECODED_PIXELS)

@@ -23,6 +23,7 @@ from .config import SearchConfig, build, doubled_to, stages_of
 from .errors import ConfigError
 from .filelist import training_root
 from .implementation import choose, resolve
+from .inputs import encoded
 from .machine import GRAPH_LAUNCH_S, HOST_LAUNCH_S, OLDEST_TRITON_ARCH, Machine
 from .measured import device_ratio
 from .method import METHODS, method_named
@@ -47,7 +48,7 @@ TABLE_METHODS = ("msg", "gdas", "darts")
 # Draws from the first alpha whose memory is told beside the worst (ours).
 SPREAD_DRAWS = 12
 CLASSES = {"cifar100": 100}
-# Of a folder of images that is not there.
+# Of a folder of images that is not there, and of archives, which are not opened for a plan.
 IMAGENET_CLASSES = 1000
 
 
@@ -344,7 +345,7 @@ def classes_of(config: SearchConfig) -> int:
     if config.data.startswith("imagefolder:"):
         folder = training_root(Path(config.data.partition(":")[2]).expanduser())
         return (sum(path.is_dir() for path in folder.iterdir()) or 1) if folder.is_dir() else IMAGENET_CLASSES
-    return CLASSES.get(config.data, 10)
+    return CLASSES.get(config.data, IMAGENET_CLASSES if encoded(config) else 10)
 
 
 def target_of(config: SearchConfig, machine: Machine) -> Target:

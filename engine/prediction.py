@@ -22,6 +22,7 @@ from ..profiles.trace import Peak, Run, Trace
 from .config import SearchConfig, stages_of
 from .cpu_scratch import CpuScratch
 from .draws import PARTS, Part, rule_of
+from .inputs import device_pool_bytes
 from .ops import TABLES, Zero, operation_at
 from .passes import Feed
 from .sampler import Sampler
@@ -111,9 +112,10 @@ class SearchProbe:
         peak, held_bytes = self.held(trace)
         allocator_bytes = int(held_bytes * self.target.correction)
         step_s = passes * self.target.speeds[dtype].seconds(trace.work(("weight", "alpha")))
-        return Prediction(
-            peak, allocator_bytes, self.target.context_bytes, self.target.workspace_bytes, step_s, 2 * batch
-        )
+        workspace_bytes = self.target.workspace_bytes
+        if self.target.cuda:
+            workspace_bytes += device_pool_bytes(self.config, batch, getattr(torch, dtype).itemsize)
+        return Prediction(peak, allocator_bytes, self.target.context_bytes, workspace_bytes, step_s, 2 * batch)
 
     def held(self, trace: Trace) -> tuple[Peak, int]:
         """The peak of a trace, and what the device's allocator holds for it at most; on a CPU the peak itself."""

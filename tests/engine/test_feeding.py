@@ -21,8 +21,11 @@ from msgdas.engine.errors import ConfigError, DataError
 from msgdas.engine.feeding import Feed, Watch, changed_feeder
 from msgdas.engine.halves import open_halves
 from msgdas.engine.images import FolderImages, Statistics
+from msgdas.engine.inputs import device_pool_bytes
+from msgdas.engine.prediction import SearchProbe, Target
 from msgdas.engine.sources import Meter, ResizedCrops
 from msgdas.engine.workers import Workers
+from msgdas.profiles.predictor import Speed
 from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
@@ -336,3 +339,23 @@ def test_another_loader_than_before_is_said() -> None:
     assert changed_feeder(rows, "dali") is None
     assert changed_feeder([], "torch") is None
     assert "loader torch feeds this search now, dali did before" in (changed_feeder(rows, "torch") or "")
+
+
+def test_a_plan_for_cuda_counts_what_is_made_ahead_there() -> None:
+    config = config_of("dali", image=64, batch=8, prefetch=3)
+    ahead = 2 * 3 * 8 * 3 * 64 * 64 * 2
+    found = device_pool_bytes(config, 8, 2)
+    assert found > ahead
+    assert found - device_pool_bytes(config_of("dali", image=64, batch=8, prefetch=2), 8, 2) == ahead // 3
+    assert device_pool_bytes(config, 16, 2) == 2 * found
+    assert device_pool_bytes(config_of("torch", image=64), 8, 2) == 0
+    assert device_pool_bytes(SearchConfig(), 8, 2) == 0
+    needed = {}
+    for loader in ("dali", "torch"):
+        small = config_of(loader, image=64, batch=8, channels=4, layers=3)
+        for cuda in (True, False):
+            speeds = {"float32": Speed(1e11, 1e12, 1e-5)}
+            probe = SearchProbe(small, Target("a device", cuda, "reference", False, speeds))
+            needed[loader, cuda] = probe(2, 8, "min", "union", "float32").needed_bytes
+    assert needed["dali", True] - needed["torch", True] == device_pool_bytes(config_of("dali", image=64), 8, 4)
+    assert needed["dali", False] == needed["torch", False]
