@@ -11,12 +11,19 @@ from ..engine.errors import ConfigError
 from ..engine.method import method_named
 from ..engine.space import space_named
 
-# Those of DARTS' search (Liu et al., 2019) and of NAS-Bench-201's; of PC-DARTS' on ImageNet with three times its width.
+# Those of DARTS' search (Liu et al., 2019) and of NAS-Bench-201's; the published chains; of PC-DARTS' on ImageNet with
+# three times its width.
 SIZES: Mapping[str, Mapping[str, Any]] = {
     "darts": {"space": "darts", "channels": 16, "layers": 8, "image": 32, "classes": 10, "stem": "cifar"},
     "nasbench201": {"space": "nasbench201", "channels": 16, "layers": 15, "image": 32, "classes": 10, "stem": "cifar"},
+    "imagenet-mobile": {
+        "space": "imagenet-mobile", "channels": 32, "layers": 21, "image": 224, "classes": 1000, "stem": "imagenet"
+    },
+    "imagenet-fbnet": {
+        "space": "imagenet-fbnet", "channels": 16, "layers": 22, "image": 224, "classes": 1000, "stem": "imagenet"
+    },
     "imagenet": {"space": "darts", "channels": 48, "layers": 8, "image": 224, "classes": 1000, "stem": "imagenet"},
-}
+}  # fmt: skip
 # What the others are compared with.
 BASE = "darts, as published"
 AUTOGRAD = "plain autograd"

@@ -14,11 +14,16 @@ from msgdas.engine.errors import ConfigError
 from msgdas.engine.evaluate import derived, genotype_paths, random_cells
 from msgdas.engine.method import METHODS
 from msgdas.engine.operation import Drop
+from msgdas.engine.prediction import SearchProbe, Target, choices_of
+from msgdas.engine.recipes import demo
+from msgdas.engine.sampler import Sampler
 from msgdas.engine.space import CHAIN, search_skeleton, space_named
 from msgdas.engine.steps import Moment
 from msgdas.engine.supernet import SuperNet
+from msgdas.profiles.predictor import Speed
 
 sys.path.insert(0, str(Path(__file__).parent))
+from allocations import DRAW, TAU, measured_peak_bytes
 from networks import gradients, sampler_of, worst_error
 
 TOLERANCE = 1e-12
@@ -135,3 +140,40 @@ def test_random_chains_run(space):
 def test_settings_that_no_chain_has(change, words):
     with pytest.raises(ConfigError, match=words):
         build({}, {"space": "imagenet-mobile", "image": 32, **change})
+
+
+@pytest.mark.parametrize(
+    ("impl", "changes"),
+    [
+        ("native", {"policy": "min"}),
+        ("native", {"policy": "bn", "space": "imagenet-fbnet", "mode": "subgraphs"}),
+        ("reference", {"policy": "all", "dbi": "dropblock"}),
+        ("reference", {"policy": "autograd", "space": "imagenet-fbnet"}),
+        ("native", {"policy": "min", "method": "darts", "stem": "imagenet", "image": 64}),
+    ],
+    ids=str,
+)
+def test_predicted_against_real_peak(impl, changes):
+    size = {"space": "imagenet-mobile", "channels": 8, "image": 32, "batch": 8, "dbi": "off", "mode": "union"}
+    config = demo(**{**size, **changes})
+    target = Target("here", False, impl, False, {"float32": Speed(1e10, 1e11, 1e-6)})
+    choices = choices_of(Sampler(space_named(config.space), config), DRAW, TAU)
+    probe = SearchProbe(config, target, dropped=config.dbi != "off", choices=choices)
+    predicted = probe(config.k, config.batch, config.policy, config.mode, config.dtype)
+    real_bytes = measured_peak_bytes(config, impl, guided=True, dropped=config.dbi != "off")
+    assert predicted.peak.bytes == pytest.approx(real_bytes, rel=0.005)
+
+
+def test_a_step_of_min_takes_a_fifth_of_plain_autograd_per_image():
+    found = {}
+    for policy, impl in (("autograd", "reference"), ("min", "native")):
+        peaks = []
+        for batch in (8, 16):
+            config = demo(
+                space="imagenet-mobile", stem="imagenet", channels=16, image=64, batch=batch, policy=policy,
+                mode="union", dbi="off",
+            )  # fmt: skip
+            probe = SearchProbe(config, Target("here", False, impl, False, {"float32": Speed(1e10, 1e11, 1e-6)}))
+            peaks.append(probe(config.k, batch, policy, config.mode, config.dtype).peak.bytes)
+        found[policy] = peaks[1] - peaks[0]
+    assert 5 * found["min"] <= found["autograd"]

@@ -1,0 +1,43 @@
+"""A search of a chain as a user runs it: run folder, report, genotype, and a resume that changes nothing."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from msgdas.engine import checkpoint
+from msgdas.engine.genotype import Genotype
+from msgdas.engine.recipes import demo
+from msgdas.engine.rundir import read_metrics
+from msgdas.engine.searcher import resume, search
+from msgdas.engine.show import show
+
+TINY = {
+    "channels": 4, "image": 16, "batch": 8, "limit": 24, "eval_images": 8, "epochs": 2, "warmup": 1, "device": "cpu",
+    "checkpoint_every": 1, "keep": 100, "threads": 1, "alpha_lr": 0.1,
+}  # fmt: skip
+
+
+def losses(run: Path) -> list[object]:
+    rows = read_metrics(run / "metrics.jsonl")
+    return [(row.get("loss"), row.get("genotype")) for row in rows if row["kind"] in ("step", "epoch")]
+
+
+@pytest.mark.parametrize("space", ["imagenet-mobile", "imagenet-fbnet"])
+def test_search_and_resume_bit_for_bit(space, tmp_path):
+    result = search(demo(**TINY, space=space), out=tmp_path / "whole")
+    assert Genotype.load(tmp_path / "whole" / "genotype.json") == result.genotype
+    assert (tmp_path / "whole" / "report.html").stat().st_size > 10_000
+    assert "layers" in show(str(tmp_path / "whole"))
+    run = tmp_path / "again"
+    shutil.copytree(tmp_path / "whole", run)
+    for folder in (run / "checkpoints").iterdir():
+        if int(folder.name.removeprefix("step-")) > 4:
+            shutil.rmtree(folder)
+    again = resume(run)
+    assert again.genotype == result.genotype and losses(run) == losses(tmp_path / "whole")
+    states = [checkpoint.load(path, demo(**TINY, space=space)).state["learner"] for path in (tmp_path / "whole", run)]
+    ours, theirs = ([*state["net"].values(), *state["sampler"].values()] for state in states)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
