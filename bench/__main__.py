@@ -17,6 +17,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "quality",
         "what searches on NAS-Bench-201 find, judged by its table; hours, goes on where it was",
     ),
+    "ranking": ("ranking", "what the losses of a super-net say of that table's cells, before alpha learns; minutes"),
     "table": ("table_search", "alpha learned on that table in place of a super-net; seconds"),
     "chance": ("nasbench", "what chance and single cells score in that table; seconds"),
     "ablations": ("ablations", "one part of the method changed at a time, judged as quality does; hours"),

@@ -256,7 +256,7 @@ class Bench:
         )
         with Batches(self.dataset, indices, batch=250, seed=0, stream="rank", augment=False) as batches:
             held = list(batches.sequential(self.settings.eval_images))
-        losses = [_loss(learner, self.table, int(index), held) for index in chosen]
+        losses = [loss_of(learner, self.table, int(index), held) for index in chosen]
         accuracy = self.table.test_200[chosen]
         return {
             "tau": kendall_tau([-loss for loss in losses], accuracy),
@@ -269,7 +269,8 @@ def _judgement(found: Found) -> dict[str, Any]:
     return {name: judged[name] for name in ("arch", "index", "accuracy", "rank", "regret", "params")}
 
 
-def _loss(learner: Learner, table: Table, index: int, held: list[Batch]) -> float:
+def loss_of(learner: Learner, table: Table, index: int, held: list[Batch]) -> float:
+    """Mean cross-entropy of that cell of the table with the super-net's weights, over those batches."""
     genotype = Genotype.from_json_dict({"arch": table.archs[index]})
     paths = genotype_paths(NASBENCH201, genotype, torch.device("cpu"))
     judged = evaluate(learner.net, paths, held, torch.device("cpu"), lambda: False)
