@@ -12,11 +12,12 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
+from ..engine.config import parse_value
 from ..engine.errors import ConfigError
 from . import command
 from .nasbench import TAU_OF_PARAMETERS, Table, yardsticks
@@ -138,6 +139,10 @@ def parser(name: str, doc: str) -> argparse.ArgumentParser:
     made.add_argument("--seeds", type=int, nargs="+", default=list(EVALUATION_SEEDS))
     made.add_argument("--budget-minutes", type=float, nargs="*", default=[], metavar="M", help="CPU minutes (2)")
     made.add_argument("--budget-passes", type=int, nargs="*", default=[], metavar="N", help="images times networks")
+    made.add_argument(
+        "--least-epochs", type=int, default=Settings().least_epochs, metavar="N",
+        help="the halves are cut to what the budget passes so often (12)",
+    )  # fmt: skip
     made.add_argument("--runs", type=Path, default=Path("runs") / name, help="run folders")
     made.set_defaults(out=Path("bench") / "results" / f"{name}.jsonl")
     made.add_argument("--only-report", action="store_true", help="no search: what --out holds")
@@ -155,11 +160,13 @@ def report(
     arguments: argparse.Namespace, variants: Sequence[Variant], against: str, words: str, kind: str = "quality"
 ) -> int:
     """Run or read the searches of a kind, then print them; `words` ask for the variants on the command line."""
-    settings = Settings(space=arguments.space)
+    settings = Settings(space=arguments.space, least_epochs=arguments.least_epochs)
     table = Table.read(arguments.table)
     if arguments.only_report:
         rows = rows_of(arguments.out, kind)
-        rows = [row for row in rows if row["settings"]["space"] == settings.space and row["seed"] in arguments.seeds]
+        asked = settings.space, settings.least_epochs
+        rows = [row for row in rows if (row["settings"]["space"], row["settings"]["least_epochs"]) == asked]
+        rows = [row for row in rows if row["seed"] in arguments.seeds]
     else:
         bench = Bench(settings, arguments.data, table, arguments.runs, f"{command.PROGRAM} {words}", kind)
         rows = list(run(bench, variants, arguments.seeds, budgets_of(arguments), arguments.out))
@@ -170,15 +177,35 @@ def report(
     return 0
 
 
+def changed(variant: Variant, pairs: Sequence[str]) -> Variant:
+    """The variant with KEY=VALUE of a search's configuration over its own, named after them; itself without any.
+
+    Raises:
+        ConfigError: for a pair without `=`, an unknown key or a value of the wrong type.
+    """
+    if not pairs:
+        return variant
+    for pair in pairs:
+        if "=" not in pair:
+            raise ConfigError("unreadable --set", got=repr(pair), allowed="KEY=VALUE", next="--set alpha_half=w")
+    found = {key: parse_value(key, value) for key, _, value in (pair.partition("=") for pair in pairs)}
+    return replace(variant, name=f"{variant.name}+{','.join(pairs)}", overrides={**variant.overrides, **found})
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     made = parser("quality", __doc__)
     made.add_argument("--methods", default="msg,gdas,darts", metavar="A,B", help=f"of {', '.join(VARIANTS)}")
+    made.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="of every search; its rows say so"
+    )
     arguments = made.parse_args(argv)
     names = [name.strip() for name in arguments.methods.split(",")]
     unknown = [name for name in names if name not in VARIANTS]
     if unknown:
         raise ConfigError("unknown method", got=repr(unknown[0]), allowed=", ".join(VARIANTS), next="--methods msg")
-    return report(arguments, [VARIANTS[name] for name in names], "msg", f"quality --methods {arguments.methods}")
+    variants = [changed(VARIANTS[name], arguments.set) for name in names]
+    words = " ".join([f"quality --methods {arguments.methods}", *(f"--set {pair}" for pair in arguments.set)])
+    return report(arguments, variants, variants[0].name, words)
 
 
 if __name__ == "__main__":

@@ -238,7 +238,8 @@ class Bench:
 
     def _command(self, seed: int, budget: Budget) -> str:
         asked = f"--budget-{'minutes' if budget.minutes is not None else 'passes'} {budget.minutes or budget.passes}"
-        return f"{self.command} --space {self.settings.space} --seeds {seed} {asked} --table FILE --data DATA"
+        epochs = f"--least-epochs {self.settings.least_epochs}"
+        return f"{self.command} --space {self.settings.space} {epochs} --seeds {seed} {asked} --table FILE --data DATA"
 
     def _ranking(self, config: SearchConfig, folder: Path) -> dict[str, float]:
         """Kendall's tau of the super-net's losses, and of the numbers of parameters, on the same random cells.

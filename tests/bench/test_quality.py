@@ -11,7 +11,7 @@ import pytest
 import torch
 from msgdas.bench import quality
 from msgdas.bench.nasbench import Table
-from msgdas.bench.quality import VARIANTS, run, table_text
+from msgdas.bench.quality import VARIANTS, changed, run, table_text
 from msgdas.bench.searches import Bench, Budget, Rates, Settings, config_of, networks_of, steps_of
 from msgdas.engine.errors import ConfigError, InterruptedSearchError
 
@@ -133,3 +133,39 @@ def test_an_unknown_method_is_named(shared_data, images):
     words = ["--table", str(shared_data / "nasbench201_cifar10.csv.gz"), "--data", images, "--methods", "random-walk"]
     with pytest.raises(ConfigError, match="random-walk"):
         quality.main(words)
+
+
+def test_a_changed_variant_has_the_keys_and_says_so():
+    other = changed(MSG, ["alpha_half=w", "layers=3"])
+    assert other.name == "msg+alpha_half=w,layers=3" and other.warmup_share == MSG.warmup_share
+    assert dict(other.overrides) == {**MSG.overrides, "alpha_half": "w", "layers": 3}
+    config = config_of(Settings(), other, 0, "cifar10", 120, images_per_half=25_000)
+    assert (config.alpha_half, config.layers, config.k) == ("w", 3, 2)
+    assert changed(MSG, []) is MSG
+
+
+@pytest.mark.parametrize(
+    ("pair", "words"), [("alpha_half", "KEY=VALUE"), ("alpha_hlf=w", "alpha_half"), ("layers=many", "wrong type")]
+)
+def test_a_pair_that_is_none_is_named(pair, words):
+    with pytest.raises(ConfigError, match=words):
+        changed(MSG, [pair])
+
+
+def test_a_report_is_of_the_searches_that_were_asked_for(shared_data, images, tmp_path, capsys):
+    row = {
+        "kind": "quality", "method": "msg", "seed": 0, "budget_minutes": 2.0, "budget_passes": None, "accuracy": 92.5,
+        "regret": 1.0, "tau": 0.3, "tau_of_parameters": 0.6, "cpu_s": 120.0,
+    }  # fmt: skip
+    rows = [
+        {**row, "settings": {"space": "nasbench201", "least_epochs": epochs}, "accuracy": accuracy}
+        for epochs, accuracy in ((12, 92.5), (100, 91.5))
+    ]
+    out = tmp_path / "rows.jsonl"
+    out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--table", str(shared_data / "nasbench201_cifar10.csv.gz"), "--data", images, "--seeds", "0"]
+    words += ["--only-report", "--json", "--out", str(out)]
+    assert quality.main(words) == 0 and '"accuracy": 92.5' in capsys.readouterr().out
+    assert quality.main([*words, "--least-epochs", "100"]) == 0
+    printed = capsys.readouterr().out
+    assert '"accuracy": 91.5' in printed and "92.5" not in printed
