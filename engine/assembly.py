@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from .config import SearchConfig
+from .dist import Ranks
 from .expected_cost import expected_cost
 from .implementation import Impl, resolve
 from .sampler import Sampler
@@ -14,11 +15,11 @@ from .supernet import SuperNet
 
 
 def build_learner(
-    config: SearchConfig, device: torch.device, classes: int, *, all_gradients: bool = False
+    config: SearchConfig, device: torch.device, classes: int, *, all_gradients: bool = False, ranks: Ranks | None = None
 ) -> tuple[Learner, Impl, str | None]:
     """The learner on its device, what computes its cells, and why that is not the quickest (see `resolve`).
 
-    `all_gradients` is a Learner's.
+    `all_gradients` and `ranks` are a Learner's.
 
     Raises:
         ConfigError: where the implementation that was asked for cannot run, or a cost is not known.
@@ -30,10 +31,14 @@ def build_learner(
         policy=config.policies if config.policy != "autograd" else ("autograd",), layout=config.layout,
         seed=config.seed, dtype=getattr(torch, config.dtype), partial=config.partial, impl=impl,
     )  # fmt: skip
-    graphs = config.graph and impl == "triton" and device.type == "cuda"
+    # The rows of a sample that travel are found on the host.
+    graphs = config.graph and impl == "triton" and device.type == "cuda" and (ranks is None or ranks.alone)
     sampler = Sampler(space, config, impl=impl)
     # Both are made on the CPU; tensors without data, under FakeTensorMode, cannot be moved, not even to where they are.
     if device.type != "cpu":
         net, sampler = net.to(device), sampler.to(device)
-    cost = expected_cost(config, sampler, classes)
-    return Learner(config, net, sampler, all_gradients=all_gradients, graphs=graphs, cost=cost), impl, note
+    learner = Learner(
+        config, net, sampler, all_gradients=all_gradients, graphs=graphs, ranks=ranks,
+        cost=expected_cost(config, sampler, classes),
+    )  # fmt: skip
+    return learner, impl, note

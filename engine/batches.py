@@ -296,7 +296,7 @@ class Batches:
         return batch
 
     def sequential(self, limit: int = 0, size: int = 0) -> Iterator[Batch]:
-        """The images as they are, each once and in the order of `indices`: for evaluation.
+        """The images as they are, each once and in the order of `indices`: for evaluation. Shards take turns.
 
         The last batch may be smaller; it is left out if it holds one image, of which BatchNorm cannot take
         statistics.
@@ -306,7 +306,10 @@ class Batches:
             size: images per batch, 2 or more; 0 for those of a step.
         """
         indices = self.indices[:limit] if limit else self.indices
-        parts = [indices_B for indices_B in indices.split(size or self.batch) if len(indices_B) >= 2]
+        parts = [
+            indices_B for number, indices_B in enumerate(indices.split(size or self.batch))
+            if len(indices_B) >= 2 and number % self.shard.world == self.shard.rank
+        ]  # fmt: skip
         ahead: deque[Future[Batch]] = deque()
         for number, indices_B in enumerate(parts):
             if self._pool is None:

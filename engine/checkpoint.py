@@ -25,7 +25,9 @@ from .errors import CheckpointError
 FORMAT = 1
 FOLDER, STATE, MANIFEST = "checkpoints", "state.pt", "manifest.json"
 # They say where and how fast, not what is computed.
-FREE_KEYS = {"data_root", "download", "keep", "checkpoint_every", "recipe", "workers", "prefetch"}
+FREE_KEYS = {
+    "data_root", "download", "keep", "checkpoint_every", "recipe", "workers", "prefetch", "dist_timeout_s",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

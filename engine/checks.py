@@ -63,6 +63,7 @@ def check_ranges(config: SearchConfig) -> None:
         "target_channels": (0, 1 << 20), "target_layers": (0, 1 << 20), "target_image": (0, 1 << 20),
         "target_classes": (0, 1 << 31),
         "checkpoint_every": (0, 1 << 31), "keep": (1, 1 << 20), "eval_images": (0, 1 << 31),
+        "dist_timeout_s": (1, 1 << 20),
     }  # fmt: skip
     for name, (low, high) in limits.items():
         value = getattr(config, name)

@@ -21,13 +21,16 @@ from .errors import (
     ConfigError,
     DataError,
     EngineError,
+    FollowedError,
     GateError,
     GenotypeError,
     InterruptedSearchError,
     NoDeviceError,
     NumericsError,
+    RanksError,
     RunFolderError,
 )  # fmt: skip
+from .place import Place
 
 COMMANDS: dict[str, Any] = {
     "search": search,
@@ -48,6 +51,7 @@ EXIT_CODES: dict[type[EngineError | ProfileError], int] = {
     ProfileError: 9,
     BudgetError: 10,
     GateError: 11,
+    RanksError: 12,
 }
 # As shells say it: 128 + number of the signal (SIGTERM 143, Ctrl-C 130).
 SIGNAL_EXIT = 128
@@ -106,6 +110,8 @@ def in_one_line(program: str, act: Callable[[], int], *, debug: bool) -> int:
     except (EngineError, ProfileError) as error:
         if debug:
             raise
+        if isinstance(error, FollowedError):
+            return SIGNAL_EXIT + error.signum if error.signum else EXIT_CODES[error.of]
         print(f"{program}: {error}", file=sys.stderr)
         if isinstance(error, InterruptedSearchError):
             return SIGNAL_EXIT + error.signum
@@ -126,7 +132,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def act() -> int:
         parsed = parser().parse_args(words)
-        print(COMMANDS[parsed.command].run(parsed), flush=True)
+        text = COMMANDS[parsed.command].run(parsed)
+        if Place.of(os.environ).rank == 0:
+            print(text, flush=True)
         return 0
 
     return in_one_line("msgdas", act, debug="--debug" in words)

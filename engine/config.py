@@ -202,7 +202,10 @@ class SearchConfig:
     dtype: Literal["float32", "float64", "bfloat16"] = key(
         "float32", "of the maps; bfloat16 needs the Triton kernels, weights are then float32", flag=False
     )
-    threads: int = key(0, "CPU threads, 0 for all cores", flag=False)
+    threads: int = key(0, "CPU threads of each process, 0 for all cores, shared out", flag=False)
+    dist_timeout_s: int = key(
+        600, "seconds that a process of several waits for another, evaluation and saving included", flag=False
+    )
 
     loader: Literal["auto", "memory", "torch", "dali"] = key(
         "auto", "what decodes resized crops: DALI where it is installed, or libjpeg-turbo and PyTorch", flag=False

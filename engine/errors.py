@@ -64,3 +64,20 @@ class InterruptedSearchError(EngineError):
     def __init__(self, signum: int, *, next: str) -> None:
         self.signum = signum
         super().__init__(f"stopped by signal {signum} after the running step was finished and saved", next=next)
+
+
+class RanksError(EngineError):
+    """Processes of one search that lost each other, or that differ in what must be equal."""
+
+
+class FollowedError(EngineError):
+    """Another process of the search stops it, and says why itself.
+
+    Attributes:
+        of: the other's error, where it is known; this process exits as that one does.
+        signum: the signal that stopped all, 0 for none.
+    """
+
+    def __init__(self, what: str, *, of: type[EngineError] = RanksError, signum: int = 0) -> None:
+        self.of, self.signum = of, signum
+        super().__init__(what)

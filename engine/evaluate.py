@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from .batches import Batch
 from .constrained import Limit, most_probable
 from .derive import weights_of
+from .dist import Ranks
 from .errors import ConfigError
 from .genotype import CellGenotype, Genotype
 from .paths import Paths, fixed_paths
@@ -98,6 +99,7 @@ def best_of(
     batches: Callable[[int], Iterable[Batch]],
     device: torch.device,
     stop: Callable[[], bool],
+    ranks: Ranks | None = None,
 ) -> tuple[Genotype, float] | None:
     """The most accurate of some cells with the super-net's weights, and its accuracy; None where `stop` said so.
 
@@ -106,9 +108,10 @@ def best_of(
 
     Args:
         cells, net: what is judged.
-        batches: that many of the first batches, all for 0.
+        batches: that many of the first batches, all for 0; those of this process.
         device: of the net.
         stop: asked before each batch.
+        ranks: the processes that judge together.
     """
     space = net.space
     left = list(cells)
@@ -116,7 +119,7 @@ def best_of(
     for count, survivors in ((RACE_BATCHES, FINALISTS), (0, 1)):
         accuracies = []
         for cell in left:
-            judged = evaluate(net, genotype_paths(space, cell, device), batches(count), device, stop)
+            judged = evaluate(net, genotype_paths(space, cell, device), batches(count), device, stop, ranks)
             if judged is None:
                 return None
             accuracies.append(judged[1])
@@ -127,19 +130,24 @@ def best_of(
 
 @torch.no_grad()
 def evaluate(
-    net: SuperNet, paths: Paths, batches: Iterable[Batch], device: torch.device, stop: Callable[[], bool]
-) -> tuple[float, float] | None:
-    """(mean cross-entropy, accuracy) over the batches, or None where `stop` said so.
+    net: SuperNet, paths: Paths, batches: Iterable[Batch], device: torch.device, stop: Callable[[], bool],
+    ranks: Ranks | None = None,
+) -> tuple[float, float] | None:  # fmt: skip
+    """(mean cross-entropy, accuracy) over the batches of all processes, or None where one's `stop` said so.
 
     BatchNorm uses each batch's own statistics, as everywhere in the search.
     """
-    loss_sum, hits, total = 0.0, 0, 0
-    for batch in batches:
-        if stop():
-            return None
-        labels = batch.labels_B.to(device)
-        logits = net(batch.images_BCHW.to(device), paths)
-        loss_sum += F.cross_entropy(logits, labels, reduction="sum").item()
-        hits += int((logits.argmax(-1) == labels).sum())
-        total += len(labels)
-    return loss_sum / total, hits / total
+    ranks = Ranks() if ranks is None else ranks
+    loss_sum, hits, total, stopped = 0.0, 0, 0, False
+    with ranks.together("the evaluation"):
+        for batch in batches:
+            stopped = stop()
+            if stopped:
+                break
+            labels = batch.labels_B.to(device)
+            logits = net(batch.images_BCHW.to(device), paths)
+            loss_sum += F.cross_entropy(logits, labels, reduction="sum").item()
+            hits += int((logits.argmax(-1) == labels).sum())
+            total += len(labels)
+    loss_sum, all_hits, all_images, stops = ranks.total("the evaluation", (loss_sum, hits, total, stopped))
+    return None if stops else (loss_sum / all_images, all_hits / all_images)

@@ -22,6 +22,8 @@ from ..profiles.errors import BudgetError, ProfileError, in_words
 from ..profiles.room import ReadRoom, Room, gpu_room, host_room
 from ..profiles.trace import Peak
 from .config import SearchConfig, resolved_teacher
+from .errors import FollowedError
+from .exhausted import DOUBTFUL_TEXTS, OUT_OF_MEMORY_TEXTS, is_out_of_memory
 from .implementation import Impl
 from .inputs import device_pool_bytes
 from .prediction import SearchProbe, Target
@@ -29,25 +31,7 @@ from .rung import Rung
 from .steps import Learner
 
 Result = TypeVar("Result")
-# What libraries say when the device or the machine has no more memory and they raise a plain RuntimeError.
-OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "bad_alloc")
-# oneDNN says this where it cannot get memory, and where it has no code for what was asked.
-DOUBTFUL_TEXTS = ("could not create a primitive", "could not execute a primitive")
 LABEL_BYTES = 8
-
-
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or one that it followed from, says that memory ran out."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if isinstance(error, torch.OutOfMemoryError | MemoryError):
-            return True
-        text = str(error).lower()
-        if isinstance(error, RuntimeError) and any(words in text for words in (*OUT_OF_MEMORY_TEXTS, *DOUBTFUL_TEXTS)):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _sentence(error: BaseException) -> str:
@@ -229,18 +213,28 @@ class Guard:
         return self.learner.state_bytes()
 
     def before_step(self) -> None:
-        """Step down as far as the step to come needs it.
+        """Step down as far as the step to come needs it, on the process of the search that needs it most.
 
         Raises:
             BudgetError: nothing fits, with the three numbers.
+            FollowedError: nothing fits another process's budget.
         """
         if self.budget is None:
             return
         limit_bytes, rung = self.limit_bytes(), self.learner.rung
-        needed_bytes = self.needed_bytes(rung)
-        if needed_bytes <= limit_bytes:
-            return
-        below = self._below(rung)
+        needed_bytes, below = self.needed_bytes(rung), self._below(rung)
+        down = 0 if needed_bytes <= limit_bytes else self._steps_down(below, limit_bytes)
+        deepest = self.learner.ranks.most("the budget", down)
+        if down > len(below):
+            raise self._nothing_fits(limit_bytes)
+        if deepest > len(below):
+            raise FollowedError("nothing fits another process's budget")
+        if deepest:
+            why = f"needs {in_words(needed_bytes)}, {in_words(limit_bytes)} left of the budget"
+            self._descend(below[deepest - 1], why if deepest == down else "another process of the search needs it")
+
+    def _steps_down(self, below: list[Rung], limit_bytes: int) -> int:
+        """How many of the rungs below to take, one more than there are where none fits."""
         # Each rung takes less than the one above, so the first that fits is found by halving.
         low, high = 0, len(below)
         while low < high:
@@ -249,9 +243,7 @@ class Guard:
                 high = middle
             else:
                 low = middle + 1
-        if low == len(below):
-            raise self._nothing_fits(limit_bytes)
-        self._descend(below[low], f"needs {in_words(needed_bytes)}, {in_words(limit_bytes)} left of the budget")
+        return low + 1
 
     def attempt(self, take: Callable[[], Result]) -> Result:
         """take(), again on the next rung where memory ran out in it.

@@ -13,6 +13,7 @@ from torch import Tensor
 from .batches import ALONE, Batches, Shard, dataset_fingerprint, split_halves
 from .config import SearchConfig
 from .data import load
+from .dist import Ranks, digest
 from .feeding import Feed, Watch
 from .images import Encoded, FolderImages
 from .implementation import device_of
@@ -94,3 +95,23 @@ def open_halves(config: SearchConfig, shard: Shard = ALONE, run: Path | None = N
 
     fingerprint = dataset_fingerprint(dataset.labels, w_indices, alpha_indices)
     return Halves(batches(w_indices, "w"), batches(alpha_indices, "alpha"), len(dataset.classes), fingerprint, feed)
+
+
+def shared_halves(config: SearchConfig, ranks: Ranks, run: Path | None = None) -> Halves:
+    """The halves as this process takes its part of them; where they are to be downloaded, one per machine does.
+
+    Raises:
+        DataError, CheckpointError: see `open_halves`.
+        FollowedError: another process cannot open them.
+        RanksError: the processes see different images.
+    """
+    found: Halves | None = None
+    early = config.download and ranks.place.local_rank == 0
+    if config.download:
+        with ranks.together("the download"):
+            found = open_halves(config, ranks.shard(), run) if early else None
+    with ranks.together("the data") as meeting:
+        if found is None:
+            found = open_halves(config, ranks.shard(), run)
+        meeting.equal = digest(found.fingerprint.encode())
+    return found

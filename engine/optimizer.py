@@ -27,6 +27,12 @@ class SampledSGD:
         self.momentum, self.weight_decay = momentum, weight_decay
         self.buffers: list[Tensor | None] = [None] * len(self.parameters)
 
+    def reserve(self) -> None:
+        """Make the momentum of every parameter that has a gradient, so that a step allocates little."""
+        for number, parameter in enumerate(self.parameters):
+            if parameter.grad is not None and self.buffers[number] is None:
+                self.buffers[number] = torch.zeros_like(parameter)
+
     def zero_grad(self) -> None:
         for parameter in self.parameters:
             parameter.grad = None
@@ -50,9 +56,7 @@ class SampledSGD:
             ok: bool []; where it is False nothing changes, whatever the gradients hold.
         """
         active = [n for n, parameter in enumerate(self.parameters) if parameter.grad is not None]
-        for n in active:
-            if self.buffers[n] is None:
-                self.buffers[n] = torch.zeros_like(self.parameters[n])
+        self.reserve()
         weights: list[Tensor] = [self.parameters[n] for n in active]
         grads: list[Tensor] = [g for n in active if (g := self.parameters[n].grad) is not None]
         buffers: list[Tensor] = [b for n in active if (b := self.buffers[n]) is not None]

@@ -55,11 +55,14 @@ class Feed:
         for ours, theirs in zip(self._tensors(), other._tensors(), strict=True):
             ours.copy_(theirs, non_blocking=True)
 
-    def parts(self, count: int) -> Iterator[Part]:
-        """The batch as `count` micro-batches whose sizes differ by at most one image, views without a copy."""
+    def parts(self, count: int, first: int = 0) -> Iterator[Part]:
+        """The batch as `count` micro-batches whose sizes differ by at most one image, views without a copy.
+
+        `first` is the number of the first one among those of all processes.
+        """
         size = len(self.labels_B)
         pairs = zip(self.images_BCHW.tensor_split(count), self.labels_B.tensor_split(count), strict=True)
-        for number, (images, labels) in enumerate(pairs):
+        for number, (images, labels) in enumerate(pairs, start=first):
             yield Part(images, labels, len(labels) / size, number)
 
 
@@ -69,8 +72,8 @@ class Part:
 
     Attributes:
         images_BCHW, labels_B: its images.
-        share: its part of the whole batch, above 0 and at most 1.
-        number: 0 for the first.
+        share: its part of this process's batch, above 0 and at most 1.
+        number: among the micro-batches of all processes, 0 for the first.
     """
 
     images_BCHW: Tensor
@@ -98,6 +101,10 @@ class Outcome:
             None if teacher is None else F.cross_entropy(teacher, part.labels_B),
             torch.stack(hits).mean(),
         )
+
+    def tensors(self) -> list[Tensor | None]:
+        """Its four means."""
+        return [self.loss, self.distill, self.teacher_loss, self.accuracy]
 
     def values(self, grad_norm: Tensor) -> Tensor:
         """(loss, accuracy, gradient norm, distillation, teacher's loss), fp64 [5]; NaN for what is None."""
@@ -131,15 +138,19 @@ class Passes:
         config: execution, dbi and teacher_weight are read.
         net, guidance: what runs, and its teacher.
         all_gradients: whether an alpha step also computes the weights' gradients.
+        rank: number of this process, whose micro-batches follow those of the ones before it.
 
     Attributes:
-        accumulate: micro-batches per step.
+        accumulate: micro-batches per step, of this process.
         enter: told the name of each phase as it begins: `alpha forward`, `alpha backward`, `W forward`, `W backward`,
             and by the learner `optimizer`; "" where the last one ends.
     """
 
-    def __init__(self, config: SearchConfig, net: SuperNet, guidance: Guidance, *, all_gradients: bool) -> None:
+    def __init__(
+        self, config: SearchConfig, net: SuperNet, guidance: Guidance, *, all_gradients: bool, rank: int = 0
+    ) -> None:
         self.config, self.net, self.guidance, self.all_gradients = config, net, guidance, all_gradients
+        self.rank = rank
         self.accumulate = config.accumulate
         self.enter: Callable[[str], None] = _unheard
 
@@ -156,17 +167,23 @@ class Passes:
             guided: whether the teacher is run; it acts where `guidance` trusts it.
             dropped: whether Dropblock-Identity acts.
         """
-        leaves = _GateLeaves(sample) if self.all_gradients else None
+        leaves = GateLeaves(sample) if self.all_gradients else None
         if leaves is not None:
             sample = dataclasses.replace(sample, networks=tuple(leaves.networks))
         take = self._together if self.config.execution == "co-resident" else self._one_by_one
-        parts = feed.parts(min(self.accumulate, len(feed.labels_B)))
         outcome = _outcome_over(
-            [(part.share, take(part, sample, self._drops(feed, part, sample, dropped), guided)) for part in parts]
+            [
+                (part.share, take(part, sample, self._drops(feed, part, sample, dropped), guided))
+                for part in self._parts(feed)
+            ]
         )
         if leaves is not None:
             leaves.backward()
         return outcome
+
+    def _parts(self, feed: Feed) -> Iterator[Part]:
+        count = min(self.accumulate, len(feed.labels_B))
+        return feed.parts(count, self.rank * count)
 
     def _drops(self, feed: Feed, part: Part, sample: Sample, dropped: bool) -> list[Drop | None]:
         """Dropblock-Identity of each network on a micro-batch."""
@@ -226,21 +243,20 @@ class Passes:
         share = self.config.teacher_weight
         return (1 - share) * loss + share * distill, distill
 
-    def gates(self, feed: Feed, sample: Sample, *, dropped: bool, weights: bool = False) -> Tensor:
-        """Mean cross-entropy []; alpha's gradient through the gates, and with `weights` the weights' too.
+    def gates(self, feed: Feed, sample: Sample, *, dropped: bool, weights: bool = False) -> tuple[Tensor, GateLeaves]:
+        """Mean cross-entropy [] and the gradients of the gates; with `weights` the weights have theirs too.
 
-        The networks share alpha's graph, so their gradients are gathered first.
+        The networks share alpha's graph, so their gradients are gathered first; `GateLeaves.backward` takes them on.
         """
-        leaves = _GateLeaves(sample)
+        leaves = GateLeaves(sample)
         means = []
         with nullcontext() if self.all_gradients or weights else self.net.frozen():
-            for part in feed.parts(min(self.accumulate, len(feed.labels_B))):
+            for part in self._parts(feed):
                 drops = self._drops(feed, part, sample, dropped)
                 means.append((part.share, self._gate_part(part, leaves, drops)))
-        leaves.backward()
-        return mean_over(means)
+        return mean_over(means), leaves
 
-    def _gate_part(self, part: Part, leaves: _GateLeaves, drops: Sequence[Drop | None]) -> Tensor:
+    def _gate_part(self, part: Part, leaves: GateLeaves, drops: Sequence[Drop | None]) -> Tensor:
         losses, together = [], []
         for network, drop in zip(leaves.networks, drops, strict=True):
             self.enter("alpha forward")
@@ -262,7 +278,7 @@ class Passes:
         """Cross-entropy of each network [K], forward passes only."""
         self.enter("alpha forward")
         means = []
-        for part in feed.parts(min(self.accumulate, len(feed.labels_B))):
+        for part in self._parts(feed):
             pairs = zip(sample.networks, self._drops(feed, part, sample, dropped), strict=True)
             losses = [F.cross_entropy(self.net(part.images_BCHW, paths, drop), part.labels_B) for paths, drop in pairs]
             means.append((part.share, torch.stack(losses)))
@@ -277,7 +293,7 @@ def _weighted(loss: Tensor, part: Part) -> Tensor:
     return loss if part.share == 1 else loss * part.share
 
 
-class _GateLeaves:
+class GateLeaves:
     """The gates of a sample cut from alpha's graph, so that each network's backward ends at them."""
 
     def __init__(self, sample: Sample) -> None:
@@ -286,15 +302,23 @@ class _GateLeaves:
             {kind: cell.leaves() for kind, cell in paths.items()} for paths in sample.networks
         ]
 
+    def gradients(self) -> list[Tensor]:
+        """What was gathered so far, in a fixed order; not copies."""
+        return [grad for _, grad in self._pairs()]
+
     def backward(self) -> None:
         """Send the gathered gradients of all networks' gates on to alpha and beta, in one pass."""
-        gates, grads = [], []
+        gathered = self._pairs()
+        if gathered:
+            gates, grads = zip(*gathered, strict=True)
+            torch.autograd.backward(gates, grads)
+
+    def _pairs(self) -> list[tuple[Tensor, Tensor]]:
+        found = []
         for paths, leaves in zip(self.sample.networks, self.networks, strict=True):
             for kind, cell in paths.items():
                 pairs = ((cell.gates_EO, leaves[kind].gates_EO), (cell.edges_E, leaves[kind].edges_E))
                 for ours, leaf in pairs:
                     if ours is not None and leaf is not None and leaf.grad is not None:
-                        gates.append(ours)
-                        grads.append(leaf.grad)
-        if gates:
-            torch.autograd.backward(gates, grads)
+                        found.append((ours, leaf.grad))
+        return found

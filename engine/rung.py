@@ -39,6 +39,14 @@ class Rung:
         """Plain containers, for JSON and checkpoints."""
         return {"accumulate": self.accumulate, "policies": list(self.policies), "k": self.k}
 
+    def share(self, world: int) -> Rung:
+        """One process's part of a whole search's rung; `over` gives that back, with micro-batches for every process."""
+        return dataclasses.replace(self, accumulate=-(-self.accumulate // world))
+
+    def over(self, world: int) -> Rung:
+        """The whole search's rung, where this is one process's part."""
+        return dataclasses.replace(self, accumulate=self.accumulate * world)
+
     def images(self, batch: int) -> int:
         """The most images that one forward pass of a batch holds."""
         return -(-batch // self.accumulate)

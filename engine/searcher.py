@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, nullcontext
@@ -23,26 +23,24 @@ from .batches import Batch
 from .budgeting import guard_of, probed
 from .config import SearchConfig
 from .derive import skip_count
-from .draw import save_cells
+from .dist import Ranks, digest, ranks_here, share_of
 from .environment import environment
-from .errors import CheckpointError, InterruptedSearchError, NumericsError, RunFolderError
+from .errors import CheckpointError, FollowedError, InterruptedSearchError, NumericsError
 from .evaluate import best_of, derived, evaluate, genotype_paths, random_cells
-from .feeding import changed_feeder
 from .genotype import Genotype
 from .guard import Descent, Guard, context_bytes, room_of
-from .halves import open_halves
+from .halves import shared_halves
 from .implementation import device_of
-from .progress import Progress
+from .journal import Journal, held, last_checkpoint
 from .recording import Recording
 from .report import write_report
 from .report_figures import SKIP_ALARM
 from .resources import limits_of
 from .result import SearchResult
-from .rundir import MetricsWriter, RunFolder
+from .rundir import RunFolder
 from .signals import StopFlag
 from .space import space_named
 from .steps import AlphaResult, Moment, WeightResult
-from .tensorboard import TensorBoardWriter
 
 
 def search(
@@ -61,39 +59,46 @@ def search(
         EngineError: see errors.py; whatever was done is in the run folder.
         BudgetError: the budget is not there, or nothing fits it.
     """
-    device = device_of(config)
-    folder = RunFolder.create(out or rundir.default_path(config.recipe), config, environment())
-    with folder.lock(), room_of(device) as own_room:
-        if plan is not None:
+    with ranks_here(config.dist_timeout_s) as ranks, ExitStack() as stack:
+        device = ranks.device(device_of(config))
+        with ranks.together("the configuration") as meeting:
+            share_of(config, ranks.world)
+            meeting.equal = digest(dataclasses.replace(config, data_root="").to_json().encode())
+
+        def create() -> RunFolder:
+            return RunFolder.create(out or rundir.default_path(config.recipe), config, environment())
+
+        folder = stack.enter_context(held(ranks, create))
+        own_room = stack.enter_context(room_of(device))
+        if plan is not None and ranks.first:
             folder.write_json(rundir.PLAN, dict(plan))
-        return _Run(folder, device, read_room or own_room).run(None)
+        return _Run(folder, device, read_room or own_room, ranks).run(None)
 
 
 def resume(path: Path, *, read_room: ReadRoom | None = None) -> SearchResult:
     """Go on from the newest good checkpoint of a run folder, or from the start where there is none yet."""
-    folder = RunFolder.open(path)
-    device = device_of(folder.config)
-    with folder.lock(), room_of(device) as own_room:
-        checkpoint.clean(path)
-        found = checkpoint.load(path, folder.config)
-        for warning in found.warnings if found else ():
-            print(f"warning: {warning}", file=sys.stderr)
-        return _Run(folder, device, read_room or own_room).run(found)
+    with ranks_here() as ranks, ExitStack() as stack:
+        folder = stack.enter_context(held(ranks, lambda: RunFolder.open(path)))
+        ranks.wait_for(folder.config.dist_timeout_s)
+        device = ranks.device(device_of(folder.config))
+        own_room = stack.enter_context(room_of(device))
+        return _Run(folder, device, read_room or own_room, ranks).run(last_checkpoint(ranks, folder))
 
 
 class _Run:
     """One process's part of a search."""
 
-    def __init__(self, folder: RunFolder, device: torch.device, read_room: ReadRoom) -> None:
+    def __init__(self, folder: RunFolder, device: torch.device, read_room: ReadRoom, ranks: Ranks) -> None:
         config = folder.config
         self.read_room, self.context_bytes = read_room, context_bytes(device, read_room)
-        torch.set_num_threads(config.threads or os.cpu_count() or 1)
-        self.folder, self.config, self.device = folder, config, device
+        torch.set_num_threads(config.threads or ranks.share_of_processors(os.cpu_count() or 1))
+        self.folder, self.config, self.device, self.ranks = folder, config, device, ranks
+        self.mine = share_of(config, ranks.world)
         self.space = space_named(config.space)
-        self.halves = open_halves(config, run=folder.path)
+        self.halves = shared_halves(config, ranks, folder.path)
         self.watch = self.halves.watch()
         self.limits = limits_of(config, self.halves.classes)
-        self.learner, self.impl, self.impl_note = build_learner(config, device, self.halves.classes)
+        self.learner, self.impl, self.impl_note = build_learner(self.mine, device, self.halves.classes, ranks=ranks)
         self.steps_per_epoch = self.halves.w.per_epoch
         self.total_steps = self.steps_per_epoch * config.epochs
         self.step, self.epoch_closed = 0, False
@@ -104,43 +109,19 @@ class _Run:
     def run(self, start: checkpoint.Checkpoint | None) -> SearchResult:
         if start is not None:
             self._restore(start)
-        metrics_path = self.folder.path / rundir.METRICS
-        if start is None:
-            metrics_path.unlink(missing_ok=True)
-        else:
-            rundir.keep_until(metrics_path, self.step, self.epoch_closed)
-        for row in self.folder.read_metrics():
-            self.peak_bytes = max(self.peak_bytes, row.get("peak_bytes", 0))
-        title = f"{self.config.recipe} · {self.config.method} · K={self.config.k} · {self.config.mode}"
+        with self.ranks.together("the first weights") as meeting:
+            meeting.equal = self.ranks.digest_of([*self.learner.net.parameters(), *self.learner.sampler.parameters()])
         with ExitStack() as stack:
             stack.enter_context(self.halves)
-            self.metrics = MetricsWriter(metrics_path)
-            stack.callback(self.metrics.close)
-            purge = self.step if start is not None else None
-            self.events = TensorBoardWriter(self.folder.path / "tb", purge)
-            stack.callback(self.events.close)
             stack.enter_context(self.stop)
-            self.progress = stack.enter_context(Progress(self.total_steps, title, self.step))
-            self.progress.note(f"run folder {self.folder.path}")
+            self.journal = stack.enter_context(self._journal(start))
+            self.peak_bytes = self.journal.largest_peak_bytes()
             if self.impl_note is not None:
-                self.progress.note(self.impl_note)
-            if self.halves.feed is not None:
-                self.progress.note(self.halves.feed.note)
-            if not self.step:
-                self._write({
-                    "kind": "data", "step": 0, "images": self.halves.fingerprint, "classes": self.halves.classes,
-                    "loader": self.halves.feeder,
-                })  # fmt: skip
-            if start is not None:
-                self.progress.note(f"resumed after step {self.step} of {self.total_steps} from {start.path}")
-                changed = changed_feeder(self.folder.read_metrics(), self.halves.feeder)
-                if changed is not None:
-                    self.progress.note(changed)
-                self._write({
-                    "kind": "event", "step": self.step, "what": "resumed", "detail": f"from {start.path.name}",
-                    "loader": self.halves.feeder,
-                })  # fmt: skip
-            self.guard = self._guard(resumed=start is not None)
+                self.journal.note(self.impl_note)
+            parts = self.learner.rung.over(self.ranks.world).accumulate
+            self.journal.started(start, self.halves, batch=self.mine.batch, processes=self.ranks.world, parts=parts)
+            with self.ranks.together("the budget"):
+                self.guard = self._guard(resumed=start is not None)
             self.learner.follow(schedule.sampled(self.config, min(self._epoch(), self.config.epochs - 1)))
             if self.config.budget and start is None:
                 self._fit()
@@ -151,21 +132,28 @@ class _Run:
                 self._one_step()
             return self._finish()
 
+    def _journal(self, start: checkpoint.Checkpoint | None) -> Journal:
+        title = f"{self.config.recipe} · {self.config.method} · K={self.config.k} · {self.config.mode}"
+        return Journal(
+            self.folder, writes=self.ranks.first, title=title, total_steps=self.total_steps, start=start,
+            epoch_closed=self.epoch_closed,
+        )  # fmt: skip
+
     def _guard(self, *, resumed: bool) -> Guard:
         return guard_of(
-            self.config, self.learner, self.device, classes=self.halves.classes, impl=self.impl,
+            self.mine, self.learner, self.device, classes=self.halves.classes, impl=self.impl,
             read_room=self.read_room, context_bytes=self.context_bytes, resumed=resumed, say=self._say_descent,
         )  # fmt: skip
 
     def _probe(self) -> None:
         """Hold the prediction against one real step before the first."""
-        result, warning = probed(self.config, self.guard, self.device, classes=self.halves.classes, impl=self.impl)
-        self.folder.write_json(rundir.PROBE, result.to_dict())
-        self.progress.note(result.line())
+        result, warning = probed(self.mine, self.guard, self.device, classes=self.halves.classes, impl=self.impl)
+        self.journal.json(rundir.PROBE, result.to_dict())
+        self.journal.note(result.line())
         if result.missed:
-            self._write({"kind": "event", "step": 0, "what": "prediction missed", "detail": result.line()})
+            self.journal.event(0, "prediction missed", result.line())
         if warning is not None:
-            self.progress.note(f"warning: {warning}")
+            self.journal.note(f"warning: {warning}")
 
     def _fit(self) -> None:
         """Step down as far as the step to come needs it."""
@@ -177,8 +165,8 @@ class _Run:
             raise
 
     def _say_descent(self, descent: Descent) -> None:
-        self.progress.note(f"step {self.at}: {descent}")
-        self._write({"kind": "event", "step": self.at, "what": "stepped down", "detail": str(descent)})
+        self.journal.note(f"step {self.at}: {descent}")
+        self.journal.event(self.at, "stepped down", str(descent))
 
     def _epoch(self) -> int:
         """Of the step to come."""
@@ -189,14 +177,14 @@ class _Run:
         self.learner.follow(k)
         if self.learner.sampler.k != before:
             detail = f"K={self.learner.sampler.k} instead of {before}"
-            self.progress.note(f"epoch {self._epoch() + 1}: {detail}, as k_schedule says")
-            self._write({"kind": "event", "step": self.step + 1, "what": "K of the schedule", "detail": detail})
+            self.journal.note(f"epoch {self._epoch() + 1}: {detail}, as k_schedule says")
+            self.journal.event(self.step + 1, "K of the schedule", detail)
         kept = schedule.kept(self.config, self._epoch())
         if kept is not None and kept < self.learner.sampler.num_alive:
             self.learner.keep_operations(kept)
             detail = f"every edge keeps {kept} operations"
-            self.progress.note(f"epoch {self._epoch() + 1}: {detail}, as keep_ops says")
-            self._write({"kind": "event", "step": self.step + 1, "what": "operations dropped", "detail": detail})
+            self.journal.note(f"epoch {self._epoch() + 1}: {detail}, as keep_ops says")
+            self.journal.event(self.step + 1, "operations dropped", detail)
 
     def _moment(self) -> Moment:
         epoch = self._epoch()
@@ -244,19 +232,17 @@ class _Run:
                 "rss_bytes": process_rss_bytes(),
             },
         }  # fmt: skip
-        self._write(row)
-        self.progress.step(row)
+        self.journal.row(row)
         pace = self.watch.step(seconds, wait_s)
         if pace is not None:
-            self.progress.note(pace)
+            self.journal.note(pace)
         if recording is not None:
-            self._keep_timeline(recording)
+            self.journal.timeline(recording, self.step)
         if self.step % self.steps_per_epoch == 0:
             self._close_epoch()
         elif self.config.checkpoint_every and self.step % self.config.checkpoint_every == 0:
             self._save()
-        if self.stop():
-            self._interrupt()
+        self._stop_if_asked("the end of a step")
 
     def _alpha_step(self, ahead: Batch | None) -> Callable[[Tensor, Tensor, Moment], AlphaResult]:
         """The learner's, with the W step's batch where its gradient looks ahead."""
@@ -265,44 +251,43 @@ class _Run:
         train = ahead.images_BCHW.to(self.device), ahead.labels_B.to(self.device)
         return lambda images, labels, moment: self.learner.alpha_step(images, labels, moment, train)
 
-    def _keep_timeline(self, recording: Recording) -> None:
-        try:
-            recording.save(self.folder.path, self.step)
-        except OSError as error:
-            self.progress.note(f"warning: no timeline of step {self.step} ({error}); the search goes on")
-
     def _checked(
         self, phase: str, take: Callable[..., Any], batch: Batch, moment: Moment, recording: Recording | None
     ) -> Any:
         """Take a step; measure its memory where it is recorded; keep the evidence if it is not finite."""
-        images, labels = self.guard.attempt(
-            lambda: tuple(t.to(self.device) for t in (batch.images_BCHW, batch.labels_B))
-        )
+        images, labels = self.guard.attempt(lambda: self._moved(batch))
         try:
             if recording is None:
                 return self.guard.attempt(lambda: take(images, labels, moment))
             result, peak = self.guard.attempt(lambda: recording.measure(lambda: take(images, labels, moment)))
         except NumericsError as error:
             self._dump(error, phase, batch)
-            raise
+            if self.ranks.first:
+                raise
+            raise FollowedError(str(error), of=NumericsError) from None
+        peak_bytes = self.ranks.most("the peak", peak.bytes)
         row = {
             "kind": "memory", "epoch": moment.step // self.steps_per_epoch, "step": moment.step + 1, "phase": phase,
-            "peak_bytes": peak.bytes, "source": peak.source,
+            "peak_bytes": peak_bytes, "source": peak.source,
         }  # fmt: skip
-        self.peak_bytes = max(self.peak_bytes, peak.bytes)
+        self.peak_bytes = max(self.peak_bytes, peak_bytes)
         self.guard.measured(peak.bytes + images.nbytes + labels.nbytes)
-        self._write(row)
-        self.progress.memory(row)
+        self.journal.row(row)
         return result
+
+    def _moved(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        with self.ranks.together("a batch's way to the device"):
+            return batch.images_BCHW.to(self.device), batch.labels_B.to(self.device)
 
     def _dump(self, error: NumericsError, phase: str, batch: Batch) -> None:
         sampler = self.learner.sampler
-        self.folder.write_json(
+        images = self.ranks.every("the images of a failed step", batch.indices_B.tolist())
+        self.journal.json(
             f"numerics-{self.step + 1}.json",
             {
                 "error": str(error), "phase": phase, "step": self.step + 1,
                 "alpha": {kind: repr(alpha.tolist()) for kind, alpha in sampler.alpha.items()},
-                "images": batch.indices_B.tolist(),
+                "images": images,
             },
         )  # fmt: skip
 
@@ -316,10 +301,11 @@ class _Run:
         genotype = random_cells(self.space, seed, 1, self.limits)[0] if chosen else derived(sampler, self.limits)
         paths = genotype_paths(self.space, genotype, self.device)
 
-        judged = self.guard.attempt(lambda: evaluate(self.learner.net, paths, self._held(0), self.device, self.stop))
+        judged = self.guard.attempt(
+            lambda: evaluate(self.learner.net, paths, self._held(0), self.device, self.stop, self.ranks)
+        )
         if judged is None:
             self._interrupt()
-            return
         self.val_accuracy = judged[1]
         skips = skip_count(genotype)
         row = {
@@ -332,37 +318,34 @@ class _Run:
             "expected_cost": self.learner.cost.value() if self.learner.cost else None,
             "time": {"eval_s": time.perf_counter() - begin},
         }  # fmt: skip
-        self._write(row)
-        self.progress.epoch(row)
+        self.journal.row(row)
         for kind, count in skips.items():
             if kind != "reduce" and count >= SKIP_ALARM and schedule.alpha_trains(self.config, epoch):
-                self.progress.note(f"{kind} cell has {count} skip-connects: a sign of collapse if it grows")
+                self.journal.note(f"{kind} cell has {count} skip-connects: a sign of collapse if it grows")
         self.epoch_closed = True
         self._save()
 
     def _held(self, count: int) -> Iterable[Batch]:
         """The first batches of the alpha half as cells are judged on them, all of `eval_images` for 0."""
-        size = max(2, self.learner.rung.images(self.config.batch))
+        size = max(2, self.learner.rung.images(self.mine.batch))
         held = self.halves.alpha.sequential(self.config.eval_images, size)
         return itertools.islice(held, count) if count else held
 
     def _best_random_cell(self) -> Genotype:
         cells = random_cells(self.space, self.config.seed, self.config.candidates, self.limits)
-        self.progress.note(f"{len(cells)} random cells compete with the super-net's weights")
-        found = self.guard.attempt(lambda: best_of(cells, self.learner.net, self._held, self.device, self.stop))
+        self.journal.note(f"{len(cells)} random cells compete with the super-net's weights")
+        found = self.guard.attempt(
+            lambda: best_of(cells, self.learner.net, self._held, self.device, self.stop, self.ranks)
+        )
         if found is None:
             self._interrupt()
         genotype, self.val_accuracy = found
         return genotype
 
-    def _write(self, row: dict[str, Any]) -> None:
-        self.metrics.append(row)
-        self.events.write(row)
-
     def _state(self) -> dict[str, Any]:
         return {
             "learner": self.learner.state_dict(), "epoch_closed": self.epoch_closed,
-            "val_accuracy": self.val_accuracy, "fingerprint": self.halves.fingerprint,
+            "val_accuracy": self.val_accuracy, "fingerprint": self.halves.fingerprint, "processes": self.ranks.world,
         }  # fmt: skip
 
     def _restore(self, start: checkpoint.Checkpoint) -> None:
@@ -376,31 +359,31 @@ class _Run:
         self.val_accuracy = start.state["val_accuracy"]
 
     def _save(self, *, last: bool = False) -> None:
-        """Write a checkpoint; a full disk ends the search only where nothing would come after."""
-        try:
-            checkpoint.save(self.folder.path, self.step, self._state(), self.config)
-        except OSError as error:
-            if last:
-                raise RunFolderError(
-                    f"cannot save the checkpoint of step {self.step}", got=error.strerror or str(error),
-                    allowed="room on the disk", next=f"free some, then msgdas search --resume {self.folder.path}",
-                ) from None  # fmt: skip
-            self.progress.note(f"warning: no checkpoint at step {self.step} ({error}); the search goes on")
+        self.journal.checkpoint(self.step, self._state, last=last)
 
-    def _interrupt(self) -> NoReturn:
-        assert self.stop.raised is not None
-        self._save(last=True)
-        raise InterruptedSearchError(self.stop.raised, next=f"msgdas search --resume {self.folder.path}")
+    def _stop_if_asked(self, what: str) -> None:
+        """End the search where a signal has come to one of its processes."""
+        signum = self.ranks.most(what, self.stop.raised or 0)
+        if signum:
+            self._interrupt(signum)
+
+    def _interrupt(self, signum: int = 0) -> NoReturn:
+        signum = signum or self.ranks.most("a signal", self.stop.raised or 0)
+        assert signum
+        with self.ranks.together("the last checkpoint"):
+            self._save(last=True)
+        if not self.ranks.first:
+            raise FollowedError("stopped by a signal", signum=signum)
+        raise InterruptedSearchError(signum, next=f"msgdas search --resume {self.folder.path}")
 
     def _finish(self) -> SearchResult:
         chosen = self.config.choose == "supernet"
         genotype = self._best_random_cell() if chosen else derived(self.learner.sampler, self.limits)
         for limit in self.limits:
-            self.progress.note(f"derived network: {limit.told(genotype)}")
-        self.folder.write_json(rundir.GENOTYPE, genotype.to_json_dict())
-        save_cells(genotype, self.folder.path / "cells.svg", self.folder.path / "cells.png")
-        report = write_report(self.folder.path)
-        self.progress.note(f"report {report}")
-        if self.stop():
-            self._interrupt()
+            self.journal.note(f"derived network: {limit.told(genotype)}")
+        with self.ranks.together("the result"):
+            self.journal.cells(genotype)
+            if self.ranks.first:
+                self.journal.note(f"report {write_report(self.folder.path)}")
+        self._stop_if_asked("the end")
         return SearchResult(self.folder.path, genotype, self.val_accuracy, self.peak_bytes)

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from .config import SearchConfig
+from .dist import Exchange, Ranks
 from .errors import NumericsError
 from .expected_cost import ExpectedCost
 from .graph import StepGraphs
 from .guidance import Guidance
 from .optimizer import SampledSGD
-from .passes import Feed, Passes
+from .passes import Feed, GateLeaves, Passes
 from .paths import Sample
 from .rung import Rung
 from .sampler import Sampler
@@ -82,7 +83,8 @@ class Learner:
         sampler: alpha is its parameter.
         all_gradients: also compute what the step throws away, weight gradients in an alpha step and alpha
             gradients in a W step, as the published DARTS code does (for baselines).
-        graphs: whether to run steps as CUDA graphs; needs `impl="triton"`.
+        graphs: whether to run steps as CUDA graphs; needs `impl="triton"`, and a process that is alone.
+        ranks: the processes of the search; `config` is then this one's part of it (see `share_of`).
         cost: what the expected cost of the derived network adds to alpha's loss.
 
     Attributes:
@@ -92,15 +94,16 @@ class Learner:
 
     def __init__(
         self, config: SearchConfig, net: SuperNet, sampler: Sampler, *, all_gradients: bool = False,
-        graphs: bool = False, cost: ExpectedCost | None = None,
+        graphs: bool = False, ranks: Ranks | None = None, cost: ExpectedCost | None = None,
     ) -> None:  # fmt: skip
         self.config, self.net, self.sampler, self.cost = config, net, sampler, cost
+        self.ranks = Ranks() if ranks is None else ranks
         # A step of the second order reads two batches, and a captured one has room for one.
         graphs = graphs and config.order == 1
         self.graphs: StepGraphs[Feed] | None = StepGraphs(net.classifier.weight.device) if graphs else None
         self.all_gradients = all_gradients
         self.guidance = Guidance(config, net, sampler)
-        self.passes = Passes(config, net, self.guidance, all_gradients=all_gradients)
+        self.passes = Passes(config, net, self.guidance, all_gradients=all_gradients, rank=self.ranks.rank)
         self.rung, self.scheduled_k = Rung.of(config), config.k
         self._alphas = list(sampler.parameters())
         # Running mean of the losses that the score estimator compares with; NaN before the first.
@@ -206,20 +209,35 @@ class Learner:
             guided: whether the teacher is run; it acts where `guidance` trusts it.
             dropped: whether Dropblock-Identity acts.
         """
-        sample = self.sampler.draw(feed.clock, feed.tau, grad=self.all_gradients, part="weight")
-        self.weight_optimizer.zero_grad()
-        outcome = self.passes.weights(feed, sample, guided=guided, dropped=dropped)
-        self.passes.enter("optimizer")
-        norm = self.weight_optimizer.clip(self.config.clip)
-        ok = torch.isfinite(outcome.loss) & torch.isfinite(norm)
-        # Before the weights change: memory that runs out later would leave a step half done.
-        values = outcome.values(norm)
-        self.weight_optimizer.step(feed.lr, self.net.touched(sample.indices), ok)
-        # The step on alpha that follows has no use for them.
-        self.weight_optimizer.zero_grad()
-        self.guidance.follow()
+        what = "the W step"
+        with self.ranks.together(what) as meeting:
+            sample = self.sampler.draw(feed.clock, feed.tau, grad=self.all_gradients, part="weight")
+            self.weight_optimizer.zero_grad()
+            outcome = self.passes.weights(feed, sample, guided=guided, dropped=dropped)
+            touched = self.net.touched(sample.indices)
+            self.weight_optimizer.reserve()
+            gradients = self._exchange(touched)
+            means = self.ranks.exchange(outcome.tensors())
+            meeting.equal = self.ranks.digest_of(sample.indices.values())
+        with self.ranks.committed(what):
+            gradients.average()
+            means.average()
+            self.passes.enter("optimizer")
+            norm = self.weight_optimizer.clip(self.config.clip)
+            ok = torch.isfinite(outcome.loss) & torch.isfinite(norm)
+            # Before the weights change: memory that runs out later would leave a step half done.
+            values = outcome.values(norm)
+            self.weight_optimizer.step(feed.lr, touched, ok)
+            # The step on alpha that follows has no use for them.
+            self.weight_optimizer.zero_grad()
+            self.guidance.follow()
         self.passes.enter("")
         return values
+
+    def _exchange(self, touched: list[Tensor | None]) -> Exchange:
+        """The gradients of the sampled rows, packed; the others are zero on every rank."""
+        masks = {number: mask for number, mask in enumerate(touched) if mask is not None}
+        return self.ranks.exchange([parameter.grad for parameter in self.weight_optimizer.parameters], masks)
 
     def alpha_step(
         self, images_BCHW: Tensor, labels_B: Tensor, moment: Moment, train: tuple[Tensor, Tensor] | None = None
@@ -249,17 +267,39 @@ class Learner:
 
     def alpha_update(self, feed: Feed, *, dropped: bool, train: Feed | None = None) -> Tensor:
         """`alpha_step` without reading: (loss, gradient norm, 1 where the new alpha is finite), fp64 [3]."""
-        sample = self.sampler.draw(feed.clock, feed.tau, grad=True)
-        self.alpha_optimizer.zero_grad(set_to_none=True)
+        what = "the alpha step"
+        with self.ranks.together(what) as meeting:
+            sample = self.sampler.draw(feed.clock, feed.tau, grad=True)
+            self.alpha_optimizer.zero_grad(set_to_none=True)
+            losses, leaves = self._alpha_losses(feed, sample, train, dropped=dropped)
+            meeting.equal = self.ranks.digest_of(sample.indices.values())
+        with self.ranks.committed(what):
+            return self._alpha_commit(losses, leaves, sample)
+
+    def _alpha_losses(
+        self, feed: Feed, sample: Sample, train: Feed | None, *, dropped: bool
+    ) -> tuple[Tensor, GateLeaves | None]:
+        """Mean cross-entropy [], or of each network [K] for the score estimator, and gates' gradients for alpha's.
+
+        The second order leaves alpha's own.
+        """
         if self.config.order == 2:
-            ahead = feed if train is None else train
-            loss = unrolled_gradient(self.passes, self.sampler, self.weight_optimizer, feed, ahead, dropped=dropped)
-        elif self.config.gate == "score":
-            losses_K = self.passes.losses(feed, sample, dropped=dropped)
-            loss = losses_K.mean()
-            self._score_gradient(losses_K, sample)
-        else:
-            loss = self.passes.gates(feed, sample, dropped=dropped)
+            return unrolled_gradient(
+                self.passes, self.sampler, self.weight_optimizer, feed, feed if train is None else train,
+                dropped=dropped, average_=self.ranks.average_,
+            ), None  # fmt: skip
+        if self.config.gate == "score":
+            return self.passes.losses(feed, sample, dropped=dropped), None
+        return self.passes.gates(feed, sample, dropped=dropped)
+
+    def _alpha_commit(self, losses: Tensor, leaves: GateLeaves | None, sample: Sample) -> Tensor:
+        """What all ranks found together, and Adam's step with it; the values of `alpha_update`."""
+        self.ranks.average_([losses, *(leaves.gradients() if leaves else ())])
+        loss = losses.mean()
+        if leaves:
+            leaves.backward()
+        if self.config.gate == "score":
+            self._score_gradient(losses, sample)
         if self.cost is not None:
             self.cost.add_to([alpha.grad for alpha in self._alphas if alpha.grad is not None], loss)
         penalty = self.sampler.penalty()
@@ -320,11 +360,11 @@ class Learner:
             "alpha_optimizer": self.alpha_optimizer.state_dict(),
             "guidance": self.guidance.state_dict(),
             "score_baseline": None if torch.isnan(self.score_baseline) else self.score_baseline.item(),
-            "rung": self.rung.to_dict(),
+            "rung": self.rung.over(self.ranks.world).to_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.stand_on(Rung.from_dict(state["rung"]))
+        self.stand_on(Rung.from_dict(state["rung"]).share(self.ranks.world))
         self.net.load_state_dict(state["net"])
         self.sampler.load_state_dict(state["sampler"])
         self.weight_optimizer.load_state_dict(state["weight_optimizer"])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import torch
 from torch import Tensor
 
 from .optimizer import SampledSGD
-from .passes import Feed, Passes
+from .passes import Feed, GateLeaves, Passes
 from .sampler import Sampler
 
 # Of the finite difference, over the norm of the direction (DARTS, section 2.3).
@@ -14,8 +16,9 @@ EPSILON = 0.01
 
 
 def unrolled_gradient(
-    passes: Passes, sampler: Sampler, sgd: SampledSGD, feed: Feed, train: Feed, *, dropped: bool
-) -> Tensor:
+    passes: Passes, sampler: Sampler, sgd: SampledSGD, feed: Feed, train: Feed, *, dropped: bool,
+    average_: Callable[[Iterable[Tensor | None]], None] = lambda tensors: None,
+) -> Tensor:  # fmt: skip
     """Alpha's gradient of L_val(w', alpha), w' = w - lr (momentum + dL_train/dw + weight decay w); weights stay.
 
     dL_val(w')/dalpha - lr (dL_train(w+)/dalpha - dL_train(w-)/dalpha) / (2 r), w+- = w +- r dL_val(w')/dw', with
@@ -26,6 +29,7 @@ def unrolled_gradient(
         sgd: its momentum and weight decay; nothing in it changes.
         feed, train: batches of alpha's half and of the weights', with lr.
         dropped: whether Dropblock-Identity acts.
+        average_: overwrites gradients by their mean over all processes.
 
     Returns:
         L_val(w', alpha) []; the gradients are in alpha's parameters.
@@ -33,9 +37,11 @@ def unrolled_gradient(
     weights, alphas = sgd.parameters, list(sampler.parameters())
     before = [weight.detach().clone() for weight in weights]
     try:
-        _look_ahead(passes, sampler, sgd, train, dropped)
-        loss = passes.gates(feed, sampler.draw(feed.clock, feed.tau, grad=True), dropped=dropped, weights=True)
+        _look_ahead(passes, sampler, sgd, train, dropped, average_)
+        loss, leaves = passes.gates(feed, sampler.draw(feed.clock, feed.tau, grad=True), dropped=dropped, weights=True)
+        _to_alpha(leaves, average_)
         direction = [weight.grad for weight in weights]
+        average_(direction)
         sgd.zero_grad()
         ahead = [alpha.grad for alpha in alphas]
         given = [grad for grad in direction if grad is not None]
@@ -47,7 +53,8 @@ def unrolled_gradient(
                     weight.copy_(old if grad is None else old + sign * radius * grad)
             for alpha in alphas:
                 alpha.grad = None
-            passes.gates(train, sampler.draw(train.clock, train.tau, grad=True), dropped=dropped)
+            _, leaves = passes.gates(train, sampler.draw(train.clock, train.tau, grad=True), dropped=dropped)
+            _to_alpha(leaves, average_)
             sides.append([alpha.grad for alpha in alphas])
         scale = feed.lr / (2 * radius)
         for alpha, grad, plus, minus in zip(alphas, ahead, *sides, strict=True):
@@ -60,10 +67,19 @@ def unrolled_gradient(
     return loss
 
 
-def _look_ahead(passes: Passes, sampler: Sampler, sgd: SampledSGD, train: Feed, dropped: bool) -> None:
+def _to_alpha(leaves: GateLeaves, average_: Callable[[Iterable[Tensor | None]], None]) -> None:
+    average_(leaves.gradients())
+    leaves.backward()
+
+
+def _look_ahead(
+    passes: Passes, sampler: Sampler, sgd: SampledSGD, train: Feed, dropped: bool,
+    average_: Callable[[Iterable[Tensor | None]], None],
+) -> None:  # fmt: skip
     """Take a W step on the weights alone; leaves no gradients."""
     sgd.zero_grad()
     passes.weights(train, sampler.draw(train.clock, train.tau, grad=False), guided=False, dropped=dropped)
+    average_([weight.grad for weight in sgd.parameters])
     with torch.no_grad():
         for weight, buffer in zip(sgd.parameters, sgd.buffers, strict=True):
             if weight.grad is not None:

@@ -45,7 +45,7 @@ def gradients(learner: Learner, phase: str, feed: Feed) -> dict[str, torch.Tenso
     elif learner.config.gate == "score":
         learner._score_gradient(learner.passes.losses(feed, sample, dropped=False), sample)
     else:
-        learner.passes.gates(feed, sample, dropped=False)
+        learner.passes.gates(feed, sample, dropped=False)[1].backward()
     parameters = learner.net if phase == "W" else learner.sampler
     return {name: p.grad.clone() for name, p in parameters.named_parameters() if p.grad is not None}
 
