@@ -131,8 +131,9 @@ def _pipeline(image: int, batch: int, threads: int, device: torch.device) -> Any
     from nvidia.dali import fn, types
 
     on_gpu = device.type == "cuda"
+    gpu = torch.cuda.current_device() if on_gpu and device.index is None else device.index
     pipeline = dali.Pipeline(
-        batch_size=batch, num_threads=threads, device_id=(device.index or 0) if on_gpu else None,
+        batch_size=batch, num_threads=threads, device_id=gpu if on_gpu else None,
         prefetch_queue_depth=1, exec_pipelined=False, exec_async=False,
     )  # fmt: skip
     with pipeline:

@@ -1,7 +1,7 @@
 """Images in archives: webdataset tars, TFRecord files and MXNet RecordIO, read by number in any order.
 
-An archive is gone through once, from header to header, when it is opened; images stay where they are. Files are read
-with `os.pread`, so that several threads may ask at once.
+An archive is gone through once, from header to header, when it is opened; images stay where they are. Every read opens
+its file anew, so that several threads may ask at once.
 """
 
 from __future__ import annotations
@@ -142,13 +142,11 @@ def _damaged(file: str, offset: int, what: str) -> NoReturn:
     )  # fmt: skip
 
 
-def _pread(file: str, offset: int, size: int) -> bytes:
+def _part(file: str, offset: int, size: int) -> bytes:
     try:
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            content = os.pread(descriptor, size, offset)
-        finally:
-            os.close(descriptor)
+        with open(file, "rb", buffering=0) as opened:
+            opened.seek(offset)
+            content = opened.read(size)
     except OSError as error:
         _damaged(file, offset, error.strerror or str(error))
     if len(content) < size:
@@ -157,7 +155,7 @@ def _pread(file: str, offset: int, size: int) -> bytes:
 
 
 def _plain(file: str, offset: int, size: int) -> bytes:
-    return _pread(file, offset, size)
+    return _part(file, offset, size)
 
 
 def _tar_records(file: str) -> Iterator[Record]:
@@ -191,7 +189,7 @@ def _tar_records(file: str) -> Iterator[Record]:
                 if f".{ending.lower()}" in ENDINGS:
                     image = member
                 elif ending == "cls":
-                    label = _pread(file, member.offset_data, member.size).decode("utf-8", "replace").strip()
+                    label = _part(file, member.offset_data, member.size).decode("utf-8", "replace").strip()
             yield from sample()
     except tarfile.TarError as error:
         _damaged(file, at, str(error) or type(error).__name__)
@@ -305,9 +303,9 @@ def _mx_records(file: str) -> Iterator[Record]:
             size += more + 4
         if size < RECORDIO_HEADER.size:
             _damaged(file, begin, f"a record of {size} bytes")
-        labels, label, _, _ = RECORDIO_HEADER.unpack(_pread(file, begin + 8, RECORDIO_HEADER.size))
+        labels, label, _, _ = RECORDIO_HEADER.unpack(_part(file, begin + 8, RECORDIO_HEADER.size))
         if labels == 1:
-            (label,) = struct.unpack("<f", _pread(file, begin + 8 + RECORDIO_HEADER.size, 4))
+            (label,) = struct.unpack("<f", _part(file, begin + 8 + RECORDIO_HEADER.size, 4))
         if labels > 1 or label != int(label):
             _damaged(file, begin, f"{labels} labels, the first {label:g}, where one whole number is wanted")
         if size > RECORDIO_HEADER.size + 4 * labels:
@@ -316,7 +314,7 @@ def _mx_records(file: str) -> Iterator[Record]:
 
 def _mx_part(file: str, offset: int, total: int) -> tuple[int, int, int]:
     """Flag and size of one part of a record, and where the next begins: parts are padded to four bytes."""
-    magic, word = struct.unpack("<II", _pread(file, offset, 8))
+    magic, word = struct.unpack("<II", _part(file, offset, 8))
     size = word & ((1 << 29) - 1)
     end = offset + 8 + -(-size // 4) * 4
     if magic != RECORDIO_MAGIC or end > total:
@@ -326,7 +324,7 @@ def _mx_part(file: str, offset: int, total: int) -> tuple[int, int, int]:
 
 def _mx_content(file: str, offset: int, size: int) -> bytes:
     """The image of a record: parts are joined by the magic number that they were cut at (dmlc-core's recordio)."""
-    stored, at, parts = _pread(file, offset, size), 0, []
+    stored, at, parts = _part(file, offset, size), 0, []
     while at < len(stored):
         length = struct.unpack_from("<I", stored, at + 4)[0] & ((1 << 29) - 1)
         parts.append(stored[at + 8 : at + 8 + length])
