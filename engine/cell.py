@@ -318,13 +318,15 @@ class _Backward:
         if not self.need_gates:
             return None
         gates = self.saved.gates
-        d_gates_EO = self.inputs[0].new_zeros(len(gates), len(gates[0]))
+        dtype = self.inputs[0].dtype
+        wide = torch.float32 if dtype in batchnorm.NARROW else dtype
+        d_gates_EO = self.inputs[0].new_zeros(len(gates), len(gates[0]), dtype=wide)
         if self.gate_grads:
             rows, columns, values = zip(*self.gate_grads, strict=True)
             numbers = [v for v in values if isinstance(v, float)]
             given = torch.tensor(numbers, dtype=d_gates_EO.dtype) if len(numbers) == len(values) else None
             if given is None:
-                given = torch.stack([v if isinstance(v, Tensor) else d_gates_EO.new_tensor(v) for v in values])
+                given = torch.stack([v.to(wide) if isinstance(v, Tensor) else d_gates_EO.new_tensor(v) for v in values])
             d_gates_EO[list(rows), list(columns)] = given
         return d_gates_EO
 

@@ -27,6 +27,7 @@ FOLDER, STATE, MANIFEST = "checkpoints", "state.pt", "manifest.json"
 # They say where and how fast, not what is computed.
 FREE_KEYS = {
     "data_root", "download", "keep", "checkpoint_every", "recipe", "workers", "prefetch", "dist_timeout_s",
+    "scale_skips",
 }  # fmt: skip
 
 

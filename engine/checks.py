@@ -63,7 +63,7 @@ def check_ranges(config: SearchConfig) -> None:
         "target_channels": (0, 1 << 20), "target_layers": (0, 1 << 20), "target_image": (0, 1 << 20),
         "target_classes": (0, 1 << 31),
         "checkpoint_every": (0, 1 << 31), "keep": (1, 1 << 20), "eval_images": (0, 1 << 31),
-        "dist_timeout_s": (1, 1 << 20),
+        "dist_timeout_s": (1, 1 << 20), "scale_skips": (1, 1 << 20),
     }  # fmt: skip
     for name, (low, high) in limits.items():
         value = getattr(config, name)
@@ -148,6 +148,16 @@ def check_combinations(config: SearchConfig) -> None:
         raise ConfigError(
             "partial channels need the plain path", got=f"policy {config.policy}", allowed="policy autograd",
             next="--policy autograd",
+        )  # fmt: skip
+    if config.dtype in ("bfloat16", "float16") and config.policy == "autograd":
+        raise ConfigError(
+            "16-bit maps need the cell engine", got=f"dtype {config.dtype}, policy autograd",
+            allowed=", ".join(POLICIES), next="--policy min",
+        )  # fmt: skip
+    if config.dtype == "float16" and config.order == 2:
+        raise ConfigError(
+            "the second order does not scale its losses", got="dtype float16, order 2", allowed="float32, bfloat16",
+            next="--set dtype=bfloat16",
         )  # fmt: skip
     if config.layout == "nchw" and config.policy != "autograd":
         raise ConfigError(

@@ -199,8 +199,13 @@ class SearchConfig:
         "auto", "what computes the cells: Triton kernels, C++ on the CPU, plain PyTorch, or the quickest there is"
     )
     graph: bool = key(True, "run a step as one CUDA graph, where Triton kernels compute the cells")
-    dtype: Literal["float32", "float64", "bfloat16"] = key(
-        "float32", "of the maps; bfloat16 needs the Triton kernels, weights are then float32", flag=False
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] = key(
+        "float32",
+        "of the maps; weights and statistics of 16-bit maps are float32, losses of float16 are scaled",
+        flag=False,
+    )
+    scale_skips: int = key(
+        16, "steps in a row that float16 may skip, not finite, before the search ends (ours)", flag=False
     )
     threads: int = key(0, "CPU threads of each process, 0 for all cores, shared out", flag=False)
     dist_timeout_s: int = key(

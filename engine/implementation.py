@@ -11,6 +11,8 @@ from .config import SearchConfig
 from .errors import ConfigError
 from .space import space_named
 
+# Dtypes of maps whose weights and statistics are float32.
+NARROW = ("bfloat16", "float16")
 Impl = Literal["triton", "native", "reference"]
 
 
@@ -42,18 +44,17 @@ def choose(
         no_triton, no_native: why the device cannot run these, None where it can.
 
     Raises:
-        ConfigError: where the implementation that was asked for cannot run; bf16 maps need `triton`.
+        ConfigError: where the implementation that was asked for cannot run.
     """
     reason, asked = _why_not_triton(config) or no_triton, config.impl
     missing = "it is for CPU tensors" if device_type != "cpu" else no_native
-    if asked == "triton" or config.dtype == "bfloat16":
+    if config.dtype in NARROW:
+        missing = f"it is for float32 maps, not {config.dtype}"
+    if asked == "triton":
         if reason is not None:
-            wide = config.dtype != "bfloat16"
             raise ConfigError(
-                'impl = "triton" cannot run' if wide else "bfloat16 maps need the Triton kernels", got=reason,
-                allowed="impl auto, native or reference in float32",
-                next="--impl auto" if wide else "--set dtype=float32",
-            )  # fmt: skip
+                'impl = "triton" cannot run', got=reason, allowed="impl auto, native or reference", next="--impl auto"
+            )
         return "triton", None
     if asked == "native":
         if missing is not None:
@@ -61,8 +62,9 @@ def choose(
         return "native", None
     if asked == "reference":
         return "reference", None
-    best: Impl = "native" if device_type == "cpu" else "triton"
-    lacking = missing if device_type == "cpu" else reason
+    fast = device_type != "cpu" or (config.dtype == "bfloat16" and reason is None)
+    best: Impl = "triton" if fast else "native"
+    lacking = reason if fast else missing
     return (best, None) if lacking is None else ("reference", f"cells run in plain PyTorch: {lacking}")
 
 
@@ -73,4 +75,6 @@ def _why_not_triton(config: SearchConfig) -> str | None:
         return "policy autograd is the plain path"
     if space_named(config.space).chain is not None:
         return f"space {config.space} has no Triton kernels"
+    if config.dtype == "float16":
+        return "its kernels take float32 and bfloat16 maps"
     return None

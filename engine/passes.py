@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .config import SearchConfig
 from .guidance import Guidance
+from .loss_scale import LossScale
 from .operation import Drop, network_clock
 from .paths import Paths, Sample
 from .supernet import SuperNet
@@ -142,6 +143,7 @@ class Passes:
 
     Attributes:
         accumulate: micro-batches per step, of this process.
+        scale: of the losses that gradients are taken of; whoever uses a gradient divides it by that.
         enter: told the name of each phase as it begins: `alpha forward`, `alpha backward`, `W forward`, `W backward`,
             and by the learner `optimizer`; "" where the last one ends.
     """
@@ -151,6 +153,7 @@ class Passes:
     ) -> None:
         self.config, self.net, self.guidance, self.all_gradients = config, net, guidance, all_gradients
         self.rank = rank
+        self.scale = LossScale(on=config.dtype == "float16", patience=config.scale_skips)
         self.accumulate = config.accumulate
         self.enter: Callable[[str], None] = _unheard
 
@@ -213,7 +216,7 @@ class Passes:
             z = self.net(images, paths, drop)
             loss, distill = self._loss(z, labels, teacher if trusted else None)
             self.enter("W backward")
-            (loss * weight).backward()
+            (loss * (weight * self.scale.scale)).backward()
             losses.append(F.cross_entropy(z.detach(), labels))
             logits.append(z.detach())
             if distill is not None:
@@ -230,7 +233,7 @@ class Passes:
         trusted = guided and self.guidance.trusted
         pairs = [self._loss(z, labels, teacher if trusted else None) for z in outputs]
         self.enter("W backward")
-        _weighted(torch.stack([loss for loss, _ in pairs]).mean(), part).backward()
+        self._weighted(torch.stack([loss for loss, _ in pairs]).mean(), part).backward()
         losses = [F.cross_entropy(z.detach(), labels) for z in outputs]
         distills = [distill.detach() for _, distill in pairs if distill is not None]
         return Outcome.of(part, losses, distills, [z.detach() for z in outputs], teacher)
@@ -266,12 +269,16 @@ class Passes:
                 together.append(loss)
             else:
                 self.enter("alpha backward")
-                _weighted(loss / len(drops), part).backward()
+                self._weighted(loss / len(drops), part).backward()
             del loss
         if together:
             self.enter("alpha backward")
-            _weighted(torch.stack(together).mean(), part).backward()
+            self._weighted(torch.stack(together).mean(), part).backward()
         return torch.stack(losses).mean()
+
+    def _weighted(self, loss: Tensor, part: Part) -> Tensor:
+        weight = part.share * self.scale.scale
+        return loss if weight == 1 else loss * weight
 
     @torch.no_grad()
     def losses(self, feed: Feed, sample: Sample, *, dropped: bool) -> Tensor:
@@ -287,10 +294,6 @@ class Passes:
 
 def _unheard(phase: str) -> None:
     """Nobody records the phases."""
-
-
-def _weighted(loss: Tensor, part: Part) -> Tensor:
-    return loss if part.share == 1 else loss * part.share
 
 
 class GateLeaves:

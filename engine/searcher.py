@@ -236,6 +236,9 @@ class _Run:
         pace = self.watch.step(seconds, wait_s)
         if pace is not None:
             self.journal.note(pace)
+        if result.grad_norm is None or (alpha is not None and alpha.grad_norm is None):
+            detail = f"loss scale {self.learner.scale.scale:g} from now on, {self.learner.scale.skipped} so far"
+            self.journal.event(self.step, "skipped, not finite", detail)
         if recording is not None:
             self.journal.timeline(recording, self.step)
         if self.step % self.steps_per_epoch == 0:

@@ -20,6 +20,7 @@ from .errors import NumericsError
 from .expected_cost import ExpectedCost
 from .graph import StepGraphs
 from .guidance import Guidance
+from .loss_scale import LossScale
 from .optimizer import SampledSGD
 from .passes import Feed, GateLeaves, Passes
 from .paths import Sample
@@ -55,20 +56,20 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class WeightResult:
-    """Means over the networks of a W step; `distill` is None where no teacher acted."""
+    """Means over the networks of a W step; `distill` is None without a teacher, `grad_norm` where it was skipped."""
 
     loss: float
     distill: float | None
     accuracy: float
-    grad_norm: float
+    grad_norm: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class AlphaResult:
-    """Mean cross-entropy of an alpha step and the norm of alpha's gradient."""
+    """Mean cross-entropy of an alpha step and the norm of alpha's gradient, None where it was skipped."""
 
     loss: float
-    grad_norm: float
+    grad_norm: float | None
 
 
 class Learner:
@@ -123,6 +124,11 @@ class Learner:
             self.net.policies = rung.policies
         self.passes.accumulate = rung.accumulate
         self._sample()
+
+    @property
+    def scale(self) -> LossScale:
+        """Of the losses of fp16 maps."""
+        return self.passes.scale
 
     def follow(self, k: int) -> None:
         """Sample as many operations as the schedule says, or as many as the rung allows."""
@@ -194,6 +200,8 @@ class Learner:
         self.passes.enter("W draw" if self.graphs is None else "W step")
         values = update(feed) if self.graphs is None else self.graphs.run(kind, feed, update)
         loss, accuracy, grad_norm, distill, teacher_loss = values.tolist()
+        if math.isfinite(loss) and self.scale.forgives(finite=math.isfinite(grad_norm)):
+            return WeightResult(loss, None, accuracy, None)
         _require_finite({"loss": loss, "gradient norm": grad_norm}, "W", moment)
         if not math.isnan(teacher_loss):
             self.guidance.judge(teacher_loss, loss)
@@ -222,6 +230,7 @@ class Learner:
         with self.ranks.committed(what):
             gradients.average()
             means.average()
+            self.scale.unscale_(parameter.grad for parameter in self.weight_optimizer.parameters)
             self.passes.enter("optimizer")
             norm = self.weight_optimizer.clip(self.config.clip)
             ok = torch.isfinite(outcome.loss) & torch.isfinite(norm)
@@ -261,6 +270,8 @@ class Learner:
         self.passes.enter("alpha draw" if self.graphs is None else "alpha step")
         values = update(feed) if self.graphs is None else self.graphs.run(("alpha", dropped), feed, update)
         loss, grad_norm, finite = values.tolist()
+        if math.isfinite(loss) and self.scale.forgives(finite=math.isfinite(grad_norm)):
+            return AlphaResult(loss, None)
         _require_finite({"loss": loss, "alpha's gradient norm": grad_norm}, "alpha", moment)
         _require_finite({"alpha": 0.0 if finite else math.nan}, "alpha", moment)
         return AlphaResult(loss, grad_norm)
@@ -297,6 +308,7 @@ class Learner:
         self.ranks.average_([losses, *(leaves.gradients() if leaves else ())])
         loss = losses.mean()
         if leaves:
+            self.scale.unscale_(leaves.gradients())
             leaves.backward()
         if self.config.gate == "score":
             self._score_gradient(losses, sample)
@@ -360,6 +372,7 @@ class Learner:
             "alpha_optimizer": self.alpha_optimizer.state_dict(),
             "guidance": self.guidance.state_dict(),
             "score_baseline": None if torch.isnan(self.score_baseline) else self.score_baseline.item(),
+            "loss_scale": self.scale.state_dict(),
             "rung": self.rung.over(self.ranks.world).to_dict(),
         }
 
@@ -370,6 +383,8 @@ class Learner:
         self.weight_optimizer.load_state_dict(state["weight_optimizer"])
         self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
         self.guidance.load_state_dict(state["guidance"])
+        if "loss_scale" in state:
+            self.scale.load_state_dict(state["loss_scale"])
         baseline = state["score_baseline"]
         self.score_baseline.fill_(math.nan if baseline is None else baseline)
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels.primitives import primitives
+from ..kernels.reference.batchnorm import NARROW
 from .autograd_net import PlainBranch, plain_cell, plain_head, plain_residual, plain_stem
 from .branch_table import branches_of, table_rows
 from .cell import Branch, CellCall, CellFunction, Shortcut
@@ -39,7 +40,7 @@ class SuperNet(nn.Module):
         operations: what runs under each operation's name; the space's own table by default. An
             `ops.ModuleOperation` makes any nn.Module a candidate.
         seed: of the weights (uniform in +-1/sqrt(fan_in), torch's default for convolutions).
-        dtype: of the maps: fp32, fp64, or bf16 with `impl="triton"`; weights are then fp32.
+        dtype: of the maps: fp32, fp64, bf16, or fp16 without Triton; weights and statistics of 16-bit maps are fp32.
         partial: operations see the first 1 / partial of an edge's channels, the others pass them by (PC-DARTS); more
             than 1 needs the plain path.
         impl: what computes a cell. `reference` and `native` read the sample on the host and run what it names;
@@ -73,7 +74,7 @@ class SuperNet(nn.Module):
         self.policies = tuple(policy) * layers if len(policy) == 1 else tuple(policy)
         self.layout = layout
         self._kernels = primitives(impl)
-        make = _ParameterMaker(seed, torch.float32 if dtype == torch.bfloat16 else dtype)
+        make = _ParameterMaker(seed, torch.float32 if dtype in NARROW else dtype)
         self.stems = nn.ModuleList(_stem_parameters(make, spec) for spec in self.skeleton.stems)
         self.layers = nn.ModuleList(self._layer_parameters(make, layer) for layer in self.skeleton.layers)
         self.norm = make.norm(self.skeleton.channels_out) if self.skeleton.norm_head else None
@@ -217,6 +218,7 @@ class SuperNet(nn.Module):
             layer, cell, running, tuple(shadows), preprocess, policy, drop, gates, self._kernels, tuple(shortcuts)
         )
         dtype = inputs[0].dtype
+        narrow = dtype in NARROW
         if self.plain:
             views = differentiable_views(parameters.layout, parameters.arenas())
             plain: list[PlainBranch] = [
@@ -228,7 +230,9 @@ class SuperNet(nn.Module):
             return plain_cell(
                 call, plain, paths.gates_EO.to(dtype), (*inputs, *weights), edges_E=edges_E, partial=self.partial
             )
-        return CellFunction.apply(call, paths.scaled_EO.to(dtype), *inputs, *weights)
+        gates_EO = paths.scaled_EO.to(torch.float32 if narrow else dtype)
+        # Under autograd, so that gradients of 16-bit maps come back in the weights' own dtype.
+        return CellFunction.apply(call, gates_EO, *inputs, *(weight.to(dtype) for weight in weights))
 
     def _fixed_cell(self, number: int, layer: CellLayer, x: Tensor) -> Tensor:
         """A layer that is not searched: its one operation with gate 1, kept as the first cell's policy says."""
@@ -236,11 +240,12 @@ class SuperNet(nn.Module):
         policy = self.policies[0] if torch.is_grad_enabled() and not self.plain else "min"
         branch = self._branches[number][0][0]
         call = CellCall(layer, 0, (branch,), (), (), policy, None, [[1.0]], self._kernels)
-        gates_EO = x.new_ones(1, 1)
+        narrow = x.dtype in NARROW
         if self.plain:
             own = differentiable_views(parameters.layout, weights)[0][0]
-            return plain_cell(call, [(0, 0, branch.operation, own)], gates_EO, (x, *weights))
-        return CellFunction.apply(call, gates_EO, x, *weights)
+            return plain_cell(call, [(0, 0, branch.operation, own)], x.new_ones(1, 1), (x, *weights))
+        gates_EO = x.new_ones(1, 1, dtype=torch.float32 if narrow else x.dtype)
+        return CellFunction.apply(call, gates_EO, x, *(weight.to(x.dtype) for weight in weights))
 
     def _cell_weights(self, number: int) -> tuple[CellWeights, list[Tensor], tuple[slice, ...]]:
         """A cell's parameters, the same as a list, and where in it each input's preprocessing is."""

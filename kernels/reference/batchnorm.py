@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 EPSILON = 1e-5
+# Sums over their maps, and their statistics, are fp32.
+NARROW = (torch.bfloat16, torch.float16)
 # (mean [C], rstd [C]), or both as one tensor [2, C].
 Stats = tuple[Tensor, Tensor] | Tensor
 
@@ -27,7 +29,7 @@ def batch_stats(z_BHWC: Tensor) -> Stats:
     z_BCHW = z_BHWC.permute(0, 3, 1, 2)
     if z_BHWC.is_cuda:
         return torch.batch_norm_stats(z_BCHW, EPSILON)
-    if z_BHWC.dtype == torch.bfloat16:
+    if z_BHWC.dtype in NARROW:
         z_BCHW = z_BCHW.float()
     # Writes no map; torch.var_mean takes eleven times as long in this layout.
     mean_C, variance_C = torch.batch_norm_update_stats(z_BCHW, None, None, 0.1)
@@ -43,12 +45,12 @@ def normalize_(z_BHWC: Tensor, stats: Stats) -> Tensor:
 def normalize_relu(z_BHWC: Tensor, stats: Stats) -> Tensor:
     """relu(xhat) as a new map."""
     mean_C, rstd_C = stats
-    return torch.addcmul(-mean_C * rstd_C, z_BHWC, rstd_C).relu_()
+    return torch.addcmul(-mean_C * rstd_C, z_BHWC, rstd_C).relu_().to(z_BHWC.dtype)
 
 
 def sum_rows(dy_BHWC: Tensor) -> Tensor:
-    """S1 [C]; fp32 for a bf16 map."""
-    return rows(dy_BHWC).sum(0, dtype=torch.float32 if dy_BHWC.dtype == torch.bfloat16 else None)
+    """S1 [C]; fp32 for a 16-bit map."""
+    return rows(dy_BHWC).sum(0, dtype=torch.float32 if dy_BHWC.dtype in NARROW else None)
 
 
 def sum_dy_xhat(dy_BHWC: Tensor, z_BHWC: Tensor, stats: Stats, sum_dy_C: Tensor) -> Tensor:

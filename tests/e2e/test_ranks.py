@@ -14,7 +14,7 @@ import torch
 from msgdas.engine import checkpoint
 from msgdas.engine.errors import RunFolderError
 from msgdas.engine.recipes import demo
-from msgdas.engine.rundir import RunFolder, read_metrics
+from msgdas.engine.rundir import RunFolder, keep_until, read_metrics
 from msgdas.engine.searcher import resume, search
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -77,6 +77,7 @@ def back_to(run: Path, step: int) -> None:
             shutil.rmtree(folder)
     for name in ("genotype.json", "report.html"):
         (run / name).unlink()
+    keep_until(run / "metrics.jsonl", step, epoch_closed=False)
 
 
 @pytest.fixture(scope="module")

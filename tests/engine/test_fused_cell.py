@@ -158,8 +158,9 @@ def test_what_was_asked_for_is_what_runs_or_an_error(twins):
     assert resolve(config_of(impl="reference"), CPU) == ("reference", None)
     with pytest.raises(ConfigError, match="Triton needs a CUDA device"):
         resolve(config_of(impl="triton"), CPU)
-    with pytest.raises(ConfigError, match="bfloat16 maps need the Triton kernels"):
-        resolve(config_of(dtype="bfloat16"), CPU)
+    for dtype in ("bfloat16", "float16"):
+        impl, reason = resolve(config_of(dtype=dtype), CPU)
+        assert impl == "reference" and f"float32 maps, not {dtype}" in reason
     with pytest.raises(ConfigError, match="CPU tensors"):
         resolve(config_of(impl="native"), torch.device("cuda"))
     impl, reason = resolve(config_of(gate="recompute"), torch.device("cuda"))
