@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "loaders": ("loaders", "CPU time of an image: the loaders against ImageFolder with PIL; a minute"),
     "recording": ("recording", "what the memory timeline costs the step that it is taken of; half a minute"),
     "gpu": ("gpu", "the kernels' gates and steps on a CUDA device, as `make gpu` runs them; minutes"),
+    "latency": ("latency", "latencies of random cells against their prediction; half a minute"),
     "page": ("page", "write docs/benchmarks.md and its pictures from the committed results"),
 }
 

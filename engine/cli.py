@@ -15,7 +15,7 @@ from importlib.metadata import version
 from typing import Any, NoReturn
 
 from ..profiles.errors import BudgetError, ProfileError
-from .commands import data, doctor, plan, profile, search, show
+from .commands import data, doctor, latency, plan, profile, search, show
 from .errors import (
     CheckpointError,
     ConfigError,
@@ -36,6 +36,7 @@ COMMANDS: dict[str, Any] = {
     "search": search,
     "plan": plan,
     "show": show,
+    "latency": latency,
     "profile": profile,
     "doctor": doctor,
     "data": data,

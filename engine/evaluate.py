@@ -73,11 +73,13 @@ def random_cells(space: SearchSpace, seed: int, count: int, limits: Sequence[Lim
         if all(limit.table.of(cell) <= limit.most for limit in limits):
             found.append(cell)
         if len(found) == count:
-            return found
-    raise ConfigError(
-        "random cells are hardly ever within the limits", got=f"{len(found)} of {MOST_DRAWS * count}",
-        allowed=f"1 in {MOST_DRAWS}", next="larger limits, or --set choose=alpha",
-    )  # fmt: skip
+            break
+    if len(found) < count:
+        raise ConfigError(
+            "random cells are hardly ever within the limits", got=f"{len(found)} of {MOST_DRAWS * count}",
+            allowed=f"1 in {MOST_DRAWS}", next="larger limits, or --set choose=alpha",
+        )  # fmt: skip
+    return found
 
 
 def _random_cell(space: SearchSpace, chance: random.Random) -> Genotype:

@@ -1,7 +1,7 @@
 """Measured latencies of a space's operations, in the JSON file that `msgdas latency` writes.
 
 A lookup table predicts a network's latency as the sum of its parts (ProxylessNAS, FBNet); a linear model fitted to
-whole networks corrects it (`fit`, ours after LA-DARTS, whose regressor is a neural network). Both are sums over the
+whole networks corrects it (latency_fit.py). Both are sums over the
 chosen operations, so that both serve as a cost and as a limit.
 """
 
@@ -14,33 +14,36 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from .costs import CostTable, NetworkSize, Table
+from .costs import CostTable, NetworkSize, Table, tabulate
+from .counting import names_of, network_skeleton
 from .errors import ConfigError
-from .space import SearchSpace, space_named
+from .genotype import Genotype
+from .space import CHAIN, FAMILIES, ResidualLayer, SearchSpace, space_named
 
 FORMAT = 1
 MAX_FILE_BYTES = 1 << 24
 NEXT = "msgdas latency --out FILE"
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One measured part: an operation in a place, or something fixed.
-
-    Attributes:
-        name: of the operation, or of the fixed part.
-        channels, side: of its output.
-        stride: 1 or 2.
-        count: how often the network has it; 0 for an operation, whose number the genotype decides.
-        ms: one forward pass at batch 1, median.
-        spread: half the distance of the quartiles by the median.
-    """
+@dataclass(frozen=True, order=True, slots=True)
+class Site:
+    """An operation where a network has it: channels of its input and output, side of its output, stride."""
 
     name: str
+    channels_in: int
     channels: int
     side: int
     stride: int
-    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A measured place: the quickest of its passes at batch 1, median over the edges that have it.
+
+    `spread` is half the distance of the passes' quartiles by their median.
+    """
+
+    place: Site
     ms: float
     spread: float
 
@@ -52,8 +55,9 @@ class Latencies:
     Attributes:
         space: its name.
         size: of the derived network.
-        provenance: device, threads and versions.
-        parts: what was measured.
+        provenance: device, threads, clock and versions.
+        parts: every operation in every place.
+        rest_ms: all of a network but its chosen operations.
         fixed_ms, tables: the lookup table, as a CostTable's.
         fitted_ms, fitted: fixed part and tables of the linear model; None where none was fitted.
         fit: what is known of the model: number of networks, errors.
@@ -63,6 +67,7 @@ class Latencies:
     size: NetworkSize
     provenance: Mapping[str, Any]
     parts: tuple[Part, ...]
+    rest_ms: float
     fixed_ms: float
     tables: Mapping[str, Table]
     fitted_ms: float | None = None
@@ -77,8 +82,9 @@ class Latencies:
         return CostTable("latency", space, self.fitted_ms, self.fitted)
 
     def require(self, space: SearchSpace, size: NetworkSize) -> None:
-        """Raise ConfigError where the file is not of that space and size."""
-        measured, wanted = {"space": self.space, **asdict(self.size)}, {"space": space.name, **asdict(size)}
+        """Raise ConfigError where the file is not of that size and that space's family."""
+        family = FAMILIES[space.family].name
+        measured, wanted = {"space": self.space, **asdict(self.size)}, {"space": family, **asdict(size)}
         other = [name for name, value in wanted.items() if measured[name] != value]
         if other:
             flags = " ".join(f"--{name} {value}" for name, value in wanted.items())
@@ -90,6 +96,37 @@ class Latencies:
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=1)
+
+
+def places(genotype: Genotype, size: NetworkSize) -> list[Site]:
+    """Of the chosen operations of the derived network, layer by layer in the order of their edges."""
+    skeleton = network_skeleton(genotype, channels=size.channels, layers=size.layers, stem=size.stem)
+    side = size.image
+    for stem in skeleton.stems:
+        for conv in stem.convs:
+            side //= conv.stride
+    found = []
+    for layer in skeleton.layers:
+        if isinstance(layer, ResidualLayer):
+            side //= 2
+            continue
+        side = side // 2 if layer.spec.reduction else side
+        if not layer.fixed:
+            chain = layer.spec.kind == CHAIN
+            before = layer.channels_in[0] if chain else layer.channels
+            for name, edge in zip(names_of(genotype, layer), layer.spec.edges, strict=True):
+                found.append(Site(name, before, layer.channels, side, edge.stride))
+    return found
+
+
+def lookup_table(parts: Mapping[Site, float], fixed_ms: float, space: SearchSpace, size: NetworkSize) -> CostTable:
+    """The table whose prediction is the sum of the parts' times and the fixed rest."""
+
+    def predicted(genotype: Genotype) -> tuple[float]:
+        return (fixed_ms + sum(parts[place] for place in places(genotype, size)),)
+
+    ((fixed, tables),) = tabulate(space, predicted)
+    return CostTable("latency", space, fixed, tables)
 
 
 def load_latency(path: Path) -> Latencies:
@@ -122,8 +159,11 @@ def _checked(data: dict[str, Any]) -> Latencies:
         raise ValueError(f"keys {', '.join(sorted(map(str, wrong)))[:80]}")
     space = space_named(data["space"])
     data["size"] = NetworkSize(**data["size"])
-    data["parts"] = tuple(Part(**part) for part in data["parts"])
+    data["parts"] = tuple(
+        Part(Site(**part["place"]), _number(part["ms"]), _number(part["spread"])) for part in data["parts"]
+    )
     data["tables"] = _table(space, data["tables"])
+    _number(data["rest_ms"])
     _number(data["fixed_ms"])
     if data["fitted"] is not None:
         data["fitted"] = _table(space, data["fitted"])

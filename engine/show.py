@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .costs import NetworkSize
 from .counting import Cost, count
 from .derive import skip_count
 from .draw import save_cells
@@ -31,21 +32,12 @@ class _Subject:
     alpha: Mapping[str, list[list[float]]] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Size:
-    channels: int
-    layers: int
-    image: int
-    classes: int
-    stem: StemKind
-
-
 # At which a network is counted unless the user says: those of CIFAR's protocols, and of ImageNet's for the chains.
 USUAL_SIZES = {
-    "darts": _Size(36, 20, 32, 10, "cifar"),
-    "nasbench201": _Size(16, 15, 32, 10, "cifar"),
-    "mobile": _Size(32, 21, 224, 1000, "imagenet"),
-    "fbnet": _Size(16, 22, 224, 1000, "imagenet"),
+    "darts": NetworkSize(36, 20, 32, 10, "cifar"),
+    "nasbench201": NetworkSize(16, 15, 32, 10, "cifar"),
+    "mobile": NetworkSize(32, 21, 224, 1000, "imagenet"),
+    "fbnet": NetworkSize(16, 22, 224, 1000, "imagenet"),
 }
 
 
@@ -76,7 +68,7 @@ def show(
         ConfigError: for a size that the network cannot have.
     """
     subject = _subject(target)
-    size = _size(subject.genotype, channels, layers, image, classes, stem)
+    size = size_of(subject.genotype.space, channels, layers, image, classes, stem)
     cost = count(subject.genotype, **asdict(size))
     pictures, trouble = _save_pictures(subject, out)
     if as_json:
@@ -131,18 +123,19 @@ def _is_row(space: SearchSpace, row: object) -> bool:
     )
 
 
-def _size(
-    genotype: Genotype,
+def size_of(
+    family: str,
     channels: int | None,
     layers: int | None,
     image: int | None,
     classes: int | None,
     stem: StemKind | None,
-) -> _Size:
-    usual = USUAL_SIZES[genotype.space]
+) -> NetworkSize:
+    """Of the derived network that a cell of that family is counted in, as `show` says, where it is not told."""
+    usual = USUAL_SIZES[family]
     side = usual.image if image is None else image
-    large = side >= IMAGENET_SIDE and genotype.space != NASBENCH201.name
-    return _Size(
+    large = side >= IMAGENET_SIDE and family != NASBENCH201.name
+    return NetworkSize(
         channels=usual.channels if channels is None else channels,
         layers=usual.layers if layers is None else layers,
         image=side,
@@ -208,7 +201,7 @@ def _alpha_lines(subject: _Subject) -> list[str]:
     return lines
 
 
-def _cost_lines(size: _Size, cost: Cost) -> list[str]:
+def _cost_lines(size: NetworkSize, cost: Cost) -> list[str]:
     head = "" if cost.params_with_aux is None else f" ({cost.params_with_aux:,} with the auxiliary head)"
     return [
         f"derived network: C={size.channels}, {size.layers} layers, {size.image} px, {size.classes} classes, "
@@ -219,7 +212,7 @@ def _cost_lines(size: _Size, cost: Cost) -> list[str]:
     ]
 
 
-def _as_dict(subject: _Subject, size: _Size, cost: Cost, pictures: dict[str, str] | None) -> dict[str, Any]:
+def _as_dict(subject: _Subject, size: NetworkSize, cost: Cost, pictures: dict[str, str] | None) -> dict[str, Any]:
     return {
         "space": subject.genotype.space,
         "genotype": subject.genotype.to_json_dict(),

@@ -1,0 +1,88 @@
+"""`python -m msgdas.bench latency`: how well latencies of random NAS-Bench-201 cells are predicted on this machine.
+
+Whole networks are measured in turn, round by round, on one thread; half of them fit the predictor, the other half
+judge it beside the lookup table's sum and a line through the MACs.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from ..engine.costs import NetworkSize
+from ..engine.counting import count
+from ..engine.evaluate import random_cells
+from ..engine.genotype import Genotype
+from ..engine.latency import measure_networks, measure_table
+from ..engine.latency_fit import fit, relative_error
+from ..engine.space import NASBENCH201
+from . import command
+from .gate import Gate
+from .results import append, provenance, row
+
+
+def main(argv: Sequence[str]) -> int:
+    made = command.parser("latency", __doc__)
+    made.add_argument("--cells", type=int, default=200, help="random cells, half of them held out (default: 200)")
+    made.add_argument("--channels", type=int, default=16, help="C of the first cell (default: 16)")
+    made.add_argument("--layers", type=int, default=3, help="cells, a multiple of 3 (default: 3)")
+    made.add_argument("--image", type=int, default=32, help="side in pixels (default: 32)")
+    made.add_argument("--repeats", type=int, default=15, help="rounds (default: 15)")
+    made.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
+    made.add_argument("--seed", type=int, default=0, help="of the cells (default: 0)")
+    arguments = made.parse_args(argv)
+    size = NetworkSize(arguments.channels, arguments.layers, arguments.image, 10, "cifar")
+    cells = distinct_cells(arguments.cells, arguments.seed)
+    errors, measured_ms = predicted(cells, size, repeats=arguments.repeats, threads=arguments.threads)
+    facts = provenance(command.again("latency", argv), threads=arguments.threads)
+    gate = Gate(True, {}, "predictions are held against measured networks")
+    settings = {"space": NASBENCH201.name, **asdict(size), "cells": len(cells), "seed": arguments.seed,
+                "repeats": arguments.repeats}  # fmt: skip
+    figures = {"relative_error": [errors["fitted"]], "median_ms": [statistics.median(measured_ms)]}
+    figures |= {f"relative_error_{name}": [errors[name]] for name in ("lookup", "macs")}
+    rows = [row("latency", "predictor", settings, figures, gate, facts)]
+    if arguments.out is not None:
+        append(arguments.out, rows)
+    if arguments.json:
+        print("\n".join(map(json.dumps, rows)))
+        return 0
+    print(
+        f"{len(cells)} random cells of {NASBENCH201.name}, C={size.channels}, {size.layers} cells, {size.image} px, "
+        f"batch 1, {arguments.threads} thread(s): {min(measured_ms):.3f} to {max(measured_ms):.3f} ms"
+    )
+    print(f"mean relative error on {len(cells) // 2} held-out cells")
+    for name, text in (("fitted", "ridge on the table's sum and the operations' numbers"),
+                       ("lookup", "lookup table's sum"), ("macs", "a line through the MACs")):  # fmt: skip
+        print(f"  {text:56} {errors[name]:6.1%}")
+    return 0
+
+
+def distinct_cells(number: int, seed: int) -> list[Genotype]:
+    """That many different random cells."""
+    found: dict[Genotype, None] = {}
+    drawn = number
+    while len(found) < number:
+        found = dict.fromkeys(random_cells(NASBENCH201, seed, drawn))
+        drawn *= 2
+    return list(found)[:number]
+
+
+def predicted(
+    cells: Sequence[Genotype], size: NetworkSize, *, repeats: int, threads: int
+) -> tuple[dict[str, float], list[float]]:  # fmt: skip
+    """Mean relative errors on the second half of the cells by predictor, and all measured latencies in milliseconds."""
+    lookup = measure_table(NASBENCH201, size, repeats=repeats, threads=threads).costs(lookup=True)
+    measured_ms = measure_networks(cells, size, repeats=repeats, threads=threads)
+    half = len(cells) // 2
+    predictor = fit(lookup, size, cells[:half], measured_ms[:half])
+    macs = [count(cell, **asdict(size)).macs for cell in cells]
+    slope, intercept = statistics.linear_regression(macs[:half], measured_ms[:half])
+    held, truth = cells[half:], measured_ms[half:]
+    errors = {
+        "fitted": relative_error([predictor.predict(cell) for cell in held], truth),
+        "lookup": relative_error([lookup.of(cell) for cell in held], truth),
+        "macs": relative_error([intercept + slope * value for value in macs[half:]], truth),
+    }
+    return errors, measured_ms
