@@ -131,7 +131,7 @@ def expected_cost(config: SearchConfig, sampler: Sampler, classes: int) -> Expec
     """
     if config.cost == "none":
         return None
-    table = cost_table(config, config.cost, target_size(config, classes))
+    table = cost_table(config.space, config.cost, target_size(config, classes), config.device_table)
     made = ExpectedCost(config, sampler, table, reference(config, table))
     if config.cost_form != "add" and made.reference < LEAST_REFERENCE:
         raise ConfigError(

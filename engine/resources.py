@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -18,18 +19,21 @@ def _counted(space_name: str, size: NetworkSize) -> dict[Resource, CostTable]:
     return counted(space_named(space_name), size)
 
 
-def cost_table(config: SearchConfig, resource: Resource, size: NetworkSize) -> CostTable:
+def cost_table(space_name: str, resource: Resource, size: NetworkSize, device_table: str) -> CostTable:
     """What choices cost in a network of that size.
+
+    Args:
+        space_name, resource, size: of what.
+        device_table: file of the latencies, read where the resource is one.
 
     Raises:
         ConfigError: for a size that the network cannot have, or a device table that is missing, damaged or of another
             space or size.
     """
-    space = space_named(config.space)
     if resource != "latency":
-        return _counted(config.space, size)[resource]
-    table = load_latency(Path(config.device_table))
-    table.require(space, size)
+        return _counted(space_name, size)[resource]
+    table = load_latency(Path(device_table))
+    table.require(space_named(space_name), size)
     return table.costs()
 
 
@@ -41,15 +45,24 @@ def limits_of(config: SearchConfig, classes: int) -> list[Limit]:
         classes: of the data.
 
     Raises:
+        ConfigError: as `limits_at`.
+    """
+    texts = {key: getattr(config, key) for key in LIMITS}
+    return limits_at(config.space, target_size(config, classes), texts, config.device_table)
+
+
+def limits_at(space_name: str, size: NetworkSize, texts: Mapping[str, str], device_table: str) -> list[Limit]:
+    """The limits in `texts`, by key, on a network of that size; an empty text is none.
+
+    Raises:
         ConfigError: as `cost_table`, or where no candidate is within them; the message tells the smallest cost.
     """
-    size = target_size(config, classes)
     limits = [
-        Limit(key, cost_table(config, resource, size), parse_quantity(key, resource, getattr(config, key)))
+        Limit(key, cost_table(space_name, resource, size, device_table), parse_quantity(key, resource, texts[key]))
         for key, resource in LIMITS.items()
-        if getattr(config, key)
+        if texts[key]
     ]
-    require_possible(space_named(config.space), limits)
+    require_possible(space_named(space_name), limits)
     return limits
 
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .constrained import most_probable
 from .costs import NetworkSize
 from .counting import Cost, count
 from .derive import skip_count
 from .draw import save_cells
-from .errors import RunFolderError
+from .errors import ConfigError, RunFolderError
 from .genotype import CHAINS, Genotype
 from .genotype_text import load_any
-from .rundir import GENOTYPE, METRICS, read_metrics
-from .space import CHAIN, FAMILIES, NASBENCH201, SearchSpace, StemKind
+from .quantities import LIMITS
+from .resources import limits_at
+from .rundir import GENOTYPE, METRICS, RunFolder, read_metrics
+from .space import CHAIN, FAMILIES, NASBENCH201, SearchSpace, StemKind, space_named
 
 SVG, PNG = "cells.svg", "cells.png"
 IMAGENET_SIDE = 64
@@ -49,6 +52,8 @@ def show(
     image: int | None = None,
     classes: int | None = None,
     stem: StemKind | None = None,
+    limits: Mapping[str, str] | None = None,
+    device_table: str = "",
     out: Path | None = None,
     as_json: bool = False,
 ) -> str:
@@ -59,6 +64,8 @@ def show(
         channels, layers, image, classes, stem: of the derived network. Without them DARTS cells are counted at
             C=36, 20 layers, 32 px, 10 classes, NAS-Bench-201 cells at C=16, 15 layers, and chains at their published
             widths, 224 px, 1000 classes; the stem is ImageNet's from 64 px on, but for NAS-Bench-201.
+        limits: as `limits_at` takes them; a run's alpha is derived again within them.
+        device_table: file of the latencies that a limit is of.
         out: folder for the pictures, made where missing; otherwise the run folder or the file's folder.
         as_json: whether to return JSON.
 
@@ -69,6 +76,8 @@ def show(
     """
     subject = _subject(target)
     size = size_of(subject.genotype.space, channels, layers, image, classes, stem)
+    if limits:
+        subject = replace(subject, genotype=_within(subject, size, limits, device_table))
     cost = count(subject.genotype, **asdict(size))
     pictures, trouble = _save_pictures(subject, out)
     if as_json:
@@ -99,6 +108,25 @@ def _subject(target: str) -> _Subject:
     return _Subject(
         genotype, path, epoch if isinstance(epoch, int) else None, _known_alpha(genotype, last.get("alpha"))
     )
+
+
+def _within(subject: _Subject, size: NetworkSize, texts: Mapping[str, str], device_table: str) -> Genotype:
+    """The most probable genotype of the last epoch's alpha within the limits."""
+    if subject.alpha is None:
+        raise ConfigError(
+            "only a run tells the alpha that limits are kept with", got="a genotype, or a run without an epoch",
+            allowed="a run folder with one finished epoch", next="msgdas show RUN --max-macs 600M",
+        )  # fmt: skip
+    config = RunFolder.open(subject.folder).config
+    if config.edge_norm:
+        raise ConfigError(
+            "the run's learned edge weights are not among its rows", got="edge_norm true", allowed="edge_norm false",
+            next="set the limits in the search",
+        )  # fmt: skip
+    # What is no candidate has probability 0 there.
+    weights = {kind: [[value or -1.0 for value in row] for row in rows] for kind, rows in subject.alpha.items()}
+    limits = limits_at(config.space, size, {**dict.fromkeys(LIMITS, ""), **texts}, device_table)
+    return most_probable(space_named(config.space), weights, limits)
 
 
 def _known_alpha(genotype: Genotype, alpha: object) -> dict[str, list[list[float]]] | None:

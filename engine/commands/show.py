@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..quantities import LIMITS
+
 
 def add(commands: Any) -> None:
     show = commands.add_parser("show", help="draw and count the cells of a run or a genotype file", allow_abbrev=False)
@@ -15,6 +17,9 @@ def add(commands: Any) -> None:
     for name in ("channels", "layers", "image", "classes"):
         show.add_argument(f"--{name}", type=int, help=f"{name} of the derived network")
     show.add_argument("--stem", choices=("cifar", "imagenet"), help="stem of the derived network")
+    for key, example in (("max-macs", "600M"), ("max-params", "5M"), ("target-latency", "80ms")):
+        show.add_argument(f"--{key}", default="", metavar=example, help="derive a run's alpha again within this limit")
+    show.add_argument("--device-table", default="", metavar="FILE", help="of msgdas latency, for --target-latency")
     show.add_argument("--out", type=Path, metavar="DIR", help="where the pictures go")
     show.add_argument("--json", action="store_true", help="print JSON")
 
@@ -22,7 +27,9 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> str:
     from ..show import show
 
+    limits = {key: getattr(arguments, key) for key in LIMITS if getattr(arguments, key)}
     return show(
         arguments.target, channels=arguments.channels, layers=arguments.layers, image=arguments.image,
-        classes=arguments.classes, stem=arguments.stem, out=arguments.out, as_json=arguments.json,
+        classes=arguments.classes, stem=arguments.stem, limits=limits, device_table=arguments.device_table,
+        out=arguments.out, as_json=arguments.json,
     )  # fmt: skip

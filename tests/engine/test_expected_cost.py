@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from msgdas.engine import schedule
-from msgdas.engine.costs import target_size
+from msgdas.engine.config import SearchConfig
+from msgdas.engine.costs import CostTable, target_size
 from msgdas.engine.errors import ConfigError
 from msgdas.engine.expected_cost import ExpectedCost, expected_cost
 from msgdas.engine.recipes import demo
@@ -22,6 +23,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from networks import sampler_of
 
 
+def macs_of(config: SearchConfig) -> CostTable:
+    return cost_table(config.space, "macs", target_size(config, 10), "")
+
+
 def expected(space: str, **overrides: object) -> ExpectedCost:
     sampler = sampler_of(space, **{"cost": "macs", **overrides})
     made = expected_cost(sampler.config, sampler, 10)
@@ -32,7 +37,7 @@ def expected(space: str, **overrides: object) -> ExpectedCost:
 def test_expectation_of_a_cell_with_all_edges() -> None:
     """softmax(alpha) times the costs, ProxylessNAS' sum, and its gradient p (c - mean c)."""
     cost = expected("nasbench201", cost_target="100M")
-    table = cost_table(cost.config, "macs", target_size(cost.config, 10))
+    table = macs_of(cost.config)
     alpha = cost.sampler.alpha["cell"]
     p_EO = torch.softmax(alpha.detach(), 1)
     c_EO = torch.tensor(table.tables["cell"], dtype=torch.float64)
@@ -47,7 +52,7 @@ def test_expectation_where_a_node_keeps_two_edges(edge_norm: bool) -> None:
     """`none` is left out; the edges share two by halves, thirds and so on, or by twice their learned weights."""
     cost = expected("darts", edge_norm=edge_norm)
     sampler = cost.sampler
-    table = cost_table(cost.config, "macs", target_size(cost.config, 10))
+    table = macs_of(cost.config)
     total = table.fixed
     for spec in sampler.space.cells:
         for edge, place in enumerate(spec.edges):
@@ -72,7 +77,7 @@ def test_reference_is_the_cost_of_equal_probabilities_unless_told() -> None:
 def test_only_candidates_count() -> None:
     """On s2 skip and sep_conv_3x3 alone; with one operation kept its cost is certain."""
     cost = expected("s2", alpha_scale=0.0)
-    table = cost_table(cost.config, "macs", target_size(cost.config, 10))
+    table = macs_of(cost.config)
     rows = [(edge, table.tables[spec.kind][row]) for spec in cost.sampler.space.cells
             for row, edge in enumerate(spec.edges)]  # fmt: skip
     by_hand = table.fixed + sum(2 / edge.target * (row[3] + row[4]) / 2 for edge, row in rows)
@@ -80,7 +85,7 @@ def test_only_candidates_count() -> None:
     pruned = expected("nasbench201", keep_ops="3", epochs=4)
     pruned.sampler.keep_(1)
     kept = pruned.sampler.alive("cell").int().argmax(1).tolist()
-    costs = cost_table(pruned.config, "macs", target_size(pruned.config, 10))
+    costs = macs_of(pruned.config)
     certain = costs.fixed + sum(row[n] for row, n in zip(costs.tables["cell"], kept, strict=True))
     assert pruned.value() == pytest.approx(certain, rel=1e-12)
 
@@ -140,5 +145,5 @@ def test_what_cannot_be_is_said() -> None:
     with pytest.raises(ConfigError, match="cost_target is no number"):
         demo(cost="macs", cost_target="80ms")
     sampler = sampler_of("nasbench201", cost="macs", cost_form="fbnet")
-    tiny = cost_table(sampler.config, "macs", target_size(sampler.config, 10))
+    tiny = macs_of(sampler.config)
     assert reference(sampler.config, tiny) is None

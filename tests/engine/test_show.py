@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgdas.engine.cli import main
 from msgdas.engine.derive import derive, probabilities
 from msgdas.engine.errors import ConfigError, GenotypeError, RunFolderError
 from msgdas.engine.genotype import Genotype, from_arch
 from msgdas.engine.show import show
 from msgdas.engine.space import DARTS
+
+sys.path.insert(0, str(Path(__file__).parent))
+from runs import small_demo, write_run
 
 ARCH = "|nor_conv_3x3~0|+|none~0|avg_pool_3x3~1|+|skip_connect~0|nor_conv_1x1~1|skip_connect~2|"
 
@@ -121,3 +125,23 @@ def test_show_does_not_import_torch(tmp_path: Path) -> None:
         "sys.exit('torch' in sys.modules or 'matplotlib.pyplot' in sys.modules)"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code, str(tmp_path / "cell.json")], check=True)
+
+
+def test_a_run_is_derived_again_within_limits(tmp_path, capsys):
+    run = write_run(tmp_path / "run", small_demo())
+    assert main(["show", str(run), "--json"]) == 0
+    free = json.loads(capsys.readouterr().out)
+    assert main(["show", str(run), "--json", "--max-macs", str(free["macs"])]) == 0
+    assert json.loads(capsys.readouterr().out)["genotype"] == free["genotype"]
+    words = ["--max-macs", f"{free['macs'] * 0.9:.0f}", "--max-params", f"{free['params'] * 0.95:.0f}"]
+    assert main(["show", str(run), "--json", *words]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["macs"] <= 0.9 * free["macs"] and found["params"] <= 0.95 * free["params"]
+    for words, message in (
+        ([str(run), "--max-macs", "1k"], "max_macs of 1 k MACs"),
+        ([str(run), "--target-latency", "5ms"], "cannot read the device table"),
+        (["DARTS_V2", "--max-macs", "500M", "--out", str(tmp_path)], "only a run tells"),
+    ):
+        assert main(["show", *words]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
