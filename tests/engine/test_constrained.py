@@ -14,12 +14,19 @@ from msgdas.engine.derive import derive, weights_of
 from msgdas.engine.errors import ConfigError
 from msgdas.engine.evaluate import random_cells
 from msgdas.engine.quantities import parse_quantity, quantity_text
-from msgdas.engine.space import DARTS, NASBENCH201, S1, SearchSpace
+from msgdas.engine.space import DARTS, IMAGENET_FBNET, IMAGENET_MOBILE, NASBENCH201, S1, SearchSpace
 
 CIFAR = NetworkSize(36, 20, 32, 10, "cifar")
 IMAGENET = NetworkSize(48, 14, 224, 1000, "imagenet")
 TABULAR = NetworkSize(16, 15, 32, 10, "cifar")
-PLACES = [(DARTS, CIFAR), (DARTS, IMAGENET), (S1, CIFAR), (NASBENCH201, TABULAR)]
+PLACES = [
+    (DARTS, CIFAR),
+    (DARTS, IMAGENET),
+    (S1, CIFAR),
+    (NASBENCH201, TABULAR),
+    (IMAGENET_MOBILE, NetworkSize(32, 21, 224, 1000, "imagenet")),
+    (IMAGENET_FBNET, NetworkSize(16, 22, 224, 1000, "imagenet")),
+]
 
 
 def random_alpha(space: SearchSpace, seed: int, scale: float = 2.0) -> dict[str, list[list[float]]]:
@@ -37,14 +44,14 @@ def test_costs_of_choices_add_up_to_the_count(space: SearchSpace, size: NetworkS
 
 
 def test_costs_are_those_of_the_operations() -> None:
-    """A 5x5 of two depthwise-separable halves at C=36, 32 px in seven normal cells of each of three stages' sides."""
+    """Two depthwise-separable 5x5 in each of the six normal cells at C, 2C and 4C."""
     table = counted(DARTS, CIFAR)["params"].tables["normal"]
     once = [2 * (25 * c + c * c + 2 * c) for c in (36, 72, 144)]
     assert table[0][DARTS.operations.index("sep_conv_5x5")] == 6 * sum(once)
     assert all(row[DARTS.operations.index(name)] == 0 for row in table for name in ("none", "skip_connect"))
 
 
-@pytest.mark.parametrize(("space", "size"), [PLACES[1], PLACES[3]], ids=lambda value: getattr(value, "name", ""))
+@pytest.mark.parametrize(("space", "size"), [PLACES[1], *PLACES[3:]], ids=lambda value: getattr(value, "name", ""))
 @pytest.mark.parametrize("resource", ["params", "macs"])
 def test_never_above_the_limit(space: SearchSpace, size: NetworkSize, resource: str) -> None:
     """50 random alphas, limits from just possible to never binding."""
