@@ -23,7 +23,7 @@ from ..engine import checkpoint
 from ..engine.assembly import build_learner
 from ..engine.atomic import write_atomically
 from ..engine.batches import Batch, Batches, split_halves
-from ..engine.config import SearchConfig, build
+from ..engine.config import SearchConfig, build, from_json
 from ..engine.data import load
 from ..engine.draws import Part, rule_of
 from ..engine.errors import ConfigError, InterruptedSearchError
@@ -218,7 +218,7 @@ class Bench:
         """
         folder = self.runs / self.settings.space / f"{variant.name}-{budget.label}-seed{seed}"
         if (folder / "config.json").exists():
-            config = RunFolder.open(folder).config
+            config = RunFolder.open(folder, from_json).config
         else:
             probe = self._config(variant, seed, self.settings.least_epochs)
             config = self._config(variant, seed, steps_of(budget, variant, probe, *self.rates([variant])))

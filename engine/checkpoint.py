@@ -21,6 +21,7 @@ from torch._weights_only_unpickler import UnpicklingError  # type: ignore[attr-d
 
 from .config import SearchConfig
 from .errors import CheckpointError
+from .train_config import TrainConfig
 
 FORMAT = 1
 FOLDER, STATE, MANIFEST = "checkpoints", "state.pt", "manifest.json"
@@ -48,7 +49,7 @@ class Checkpoint:
     warnings: tuple[str, ...]
 
 
-def save(run: Path, step: int, state: dict[str, Any], config: SearchConfig) -> Path:
+def save(run: Path, step: int, state: dict[str, Any], config: SearchConfig | TrainConfig) -> Path:
     """Write a checkpoint and drop all but the newest `config.keep`.
 
     Raises:
@@ -97,7 +98,7 @@ def clean(run: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def load(run: Path, config: SearchConfig) -> Checkpoint | None:
+def load(run: Path, config: SearchConfig | TrainConfig) -> Checkpoint | None:
     """The newest good checkpoint, or None where none was ever written.
 
     Raises:
@@ -114,7 +115,7 @@ def load(run: Path, config: SearchConfig) -> Checkpoint | None:
     if folders:
         raise CheckpointError(
             f"no checkpoint of {run} can be read", got="; ".join(warnings), allowed="one good checkpoint",
-            next="msgdas search with another --out",
+            next=f"msgdas {config.command} with another --out",
         )  # fmt: skip
     return None
 
@@ -123,7 +124,7 @@ class _DamagedError(Exception):
     """A checkpoint that is to be passed over."""
 
 
-def _read(folder: Path, config: SearchConfig, warnings: tuple[str, ...]) -> Checkpoint:
+def _read(folder: Path, config: SearchConfig | TrainConfig, warnings: tuple[str, ...]) -> Checkpoint:
     manifest = _manifest(folder)
     if manifest["format"] > FORMAT:
         raise CheckpointError(
@@ -158,7 +159,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _check_config(folder: Path, stored: dict[str, Any], config: SearchConfig) -> None:
+def _check_config(folder: Path, stored: dict[str, Any], config: SearchConfig | TrainConfig) -> None:
     mine = dataclasses.asdict(config)
     different = [
         f"{key} {stored.get(key)!r} instead of {mine.get(key)!r}"
@@ -168,7 +169,7 @@ def _check_config(folder: Path, stored: dict[str, Any], config: SearchConfig) ->
     if different:
         raise CheckpointError(
             f"checkpoint {folder} is of another configuration", got=", ".join(different),
-            allowed="the configuration of the run folder", next="msgdas search with another --out",
+            allowed="the configuration of the run folder", next=f"msgdas {config.command} with another --out",
         )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from typing import Any, NoReturn
 
 from ..profiles.errors import BudgetError, ProfileError
-from .commands import data, doctor, latency, plan, profile, search, show
+from .commands import data, doctor, eval, latency, plan, profile, search, show, train
 from .errors import (
     CheckpointError,
     ConfigError,
@@ -34,6 +34,8 @@ from .place import Place
 
 COMMANDS: dict[str, Any] = {
     "search": search,
+    "train": train,
+    "eval": eval,
     "plan": plan,
     "show": show,
     "latency": latency,

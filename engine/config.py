@@ -8,30 +8,27 @@ cannot be read here.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal
 
 from .checks import check_combinations, check_policies, check_ranges, check_schedule
 from .errors import ConfigError
 from .inputs import check_inputs
+from .keys import KeySet, key
 from .method import METHODS, method_named
 from .space import SPACES, search_skeleton, space_named
 
 MAX_TOML_BYTES = 1 << 20
 
 
-def key(default: Any, help: str, *, flag: bool = True) -> Any:
-    """A field with its help text; `flag=False` keeps it out of the flags (TOML and --set reach it)."""
-    return dataclasses.field(default=default, metadata={"help": help, "flag": flag})
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class SearchConfig:
     """Everything that decides the result of a search. Two equal configurations give equal results."""
+
+    command: ClassVar[str] = "search"
 
     recipe: str = key("custom", "name of the recipe this started from", flag=False)
 
@@ -261,13 +258,8 @@ class SearchConfig:
         return json.dumps(dataclasses.asdict(self), indent=2)
 
 
-FIELDS = {field.name: field for field in dataclasses.fields(SearchConfig)}
-TYPES = get_type_hints(SearchConfig)
-
-
-def choices(name: str) -> tuple[str, ...]:
-    """The values a key is limited to, or () where any value of its type may be tried."""
-    return get_args(TYPES[name]) if get_origin(TYPES[name]) is Literal else ()
+KEYS = KeySet(SearchConfig, "search")
+FIELDS, TYPES, choices, parse_value = KEYS.fields, KEYS.types, KEYS.choices, KEYS.parse
 
 
 def doubled_to(k: int) -> tuple[int, ...]:
@@ -299,16 +291,7 @@ def check(config: SearchConfig) -> None:
     """Raise ConfigError for the first value that no search can run with, ProfileError for an unreadable budget."""
     space = space_named(config.space)
     method_named(config.method)
-    for name in FIELDS:
-        if choices(name) and getattr(config, name) not in choices(name):
-            raise ConfigError(
-                f"unknown value of {name}",
-                got=repr(getattr(config, name)),
-                allowed=", ".join(choices(name)),
-                next=f"--{name} {choices(name)[0]}"
-                if FIELDS[name].metadata["flag"]
-                else f"--set {name}={choices(name)[0]}",
-            )
+    KEYS.check_choices(config)
     if not 1 <= config.k <= space.candidates_per_edge():
         raise ConfigError(
             f"k operations are sampled of the {space.candidates_per_edge()} that an edge of space {space.name} has",
@@ -345,7 +328,7 @@ def build(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> SearchConfig
         ConfigError: for an unknown key, a wrong type, or a key that the method fixes otherwise.
     """
     for name, value in overrides.items():
-        _check_type(name, value)
+        KEYS.check_type(name, value)
     values = {**base, **overrides}
     method = method_named(values.get("method", "msg"))
     space = space_named(values.get("space", "darts"))
@@ -364,42 +347,6 @@ def build(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> SearchConfig
     if scheduled not in ("", "grow", "shrink") and "k" not in {**overrides, **method.fixed}:
         values["k"] = max(listed("k_schedule", scheduled))
     return SearchConfig(**values)
-
-
-def _check_type(name: str, value: Any) -> None:
-    if name not in FIELDS:
-        near = difflib.get_close_matches(name, FIELDS, n=1)
-        raise ConfigError(
-            "unknown configuration key",
-            got=repr(name),
-            allowed="the keys that `msgdas search --keys` lists",
-            next=f"perhaps {near[0]}" if near else "msgdas search --keys",
-        )
-    hint = str if choices(name) else TYPES[name]
-    right = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        right = True
-    if not right:
-        raise ConfigError(
-            f"{name} has the wrong type",
-            got=f"{value!r} ({type(value).__name__})",
-            allowed=hint.__name__,
-            next=f"{name} = {FIELDS[name].default!r} is the default",
-        )
-
-
-def parse_value(name: str, text: str) -> Any:
-    """The value that `text` stands for under key `name`, as flags and --set give it."""
-    if name not in FIELDS:
-        _check_type(name, text)
-    hint = str if choices(name) else TYPES[name]
-    words = {"true": True, "false": False}
-    try:
-        value = words[text.lower()] if hint is bool else hint(text)
-    except (KeyError, ValueError):
-        value = text
-    _check_type(name, value)
-    return value
 
 
 def read_toml(path: Path) -> dict[str, Any]:

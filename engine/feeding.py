@@ -15,6 +15,7 @@ from .decoding import Decoder, TurboDecoder
 from .images import Encoded
 from .inputs import jitter_of
 from .sources import Meter, ResizedCrops
+from .train_config import TrainConfig
 from .workers import Workers
 
 # Steps may wait this share of their time for images before the input pipeline is called the bottleneck (ours).
@@ -41,7 +42,9 @@ class Feed:
         DataError: loader dali, and it cannot run.
     """
 
-    def __init__(self, dataset: Encoded, config: SearchConfig, shard: Shard, device: torch.device) -> None:
+    def __init__(
+        self, dataset: Encoded, config: SearchConfig | TrainConfig, shard: Shard, device: torch.device
+    ) -> None:
         self.dataset, self.config, self.meter = dataset, config, Meter()
         self.workers = Workers(config.workers)
         reason = dali.why_not(device) if config.loader == "auto" else None

@@ -10,13 +10,14 @@ from ..kernels import backend
 from .config import SearchConfig
 from .errors import ConfigError
 from .space import space_named
+from .train_config import TrainConfig
 
 # Dtypes of maps whose weights and statistics are float32.
 NARROW = ("bfloat16", "float16")
 Impl = Literal["triton", "native", "reference"]
 
 
-def device_of(config: SearchConfig) -> torch.device:
+def device_of(config: SearchConfig | TrainConfig) -> torch.device:
     """The device that `auto` stands for, or the one asked for if it is there."""
     available = torch.cuda.is_available()
     if config.device == "auto":

@@ -11,6 +11,7 @@ from .errors import ConfigError
 
 if TYPE_CHECKING:
     from .config import SearchConfig
+    from .train_config import TrainConfig
 
 # Data sets whose images are files or records, decoded while the search runs.
 ENCODED = ("imagefolder:", "webdataset:", "tfrecord:", "recordio:")
@@ -22,19 +23,19 @@ LOADERS = ("torch", "dali")
 DECODED_PIXELS = 500 * 375
 
 
-def encoded(config: SearchConfig) -> bool:
+def encoded(config: SearchConfig | TrainConfig) -> bool:
     """Whether the images are decoded while the search runs."""
     return config.data.startswith(ENCODED)
 
 
-def resized(config: SearchConfig) -> bool:
+def resized(config: SearchConfig | TrainConfig) -> bool:
     """Whether training images are random-resized crops, not shifted by some pixels."""
     if config.crop == "auto":
         return encoded(config) and config.loader != "memory" and config.image >= RESIZED_FROM
     return config.crop == "resized"
 
 
-def jitter_of(config: SearchConfig) -> tuple[float, float, float, float] | None:
+def jitter_of(config: SearchConfig | TrainConfig) -> tuple[float, float, float, float] | None:
     """Strengths of brightness, contrast, saturation and hue; None for none.
 
     Raises:
@@ -54,7 +55,7 @@ def jitter_of(config: SearchConfig) -> tuple[float, float, float, float] | None:
     return b, c, s, h
 
 
-def check_inputs(config: SearchConfig) -> None:
+def check_inputs(config: SearchConfig | TrainConfig) -> None:
     """Raise ConfigError for keys of the input pipeline that do not go together."""
     jitter = jitter_of(config)
     shown = "resized" if resized(config) else "pad"

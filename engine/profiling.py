@@ -18,7 +18,7 @@ from ..profiles.errors import ProfileError, in_words
 from ..profiles.phases import PhaseClock, described
 from ..profiles.sampler import RATE_HZ, MemorySampler, native_library
 from .atomic import write_atomically
-from .config import SearchConfig
+from .config import SearchConfig, from_json
 from .report_timeline import TimelineFile, save_timeline
 from .rundir import LOCK, METRICS, RunFolder, read_metrics
 
@@ -83,7 +83,7 @@ def profile_run(run: Path, steps: int, folder: Path) -> Profiled:
         RunFolderError: where the folder is no run folder.
         ProfileError: where no process of this machine holds it.
     """
-    RunFolder.open(run)
+    RunFolder.open(run, from_json)
     pid = _holder(run)
     before = _steps_of(run)
     clock = PhaseClock()

@@ -129,7 +129,7 @@ class Progress:
             return
         facts = (f"epoch {row['epoch'] + 1} done", *_epoch_facts(row), *self._peak_facts(), *self._eta_facts())
         self._line(", ".join(facts))
-        for line in cell_lines(row["genotype"]):
+        for line in cell_lines(row["genotype"]) if "genotype" in row else ():
             self._line(f"  {line}")
 
     def note(self, text: str) -> None:
@@ -202,9 +202,10 @@ class Progress:
         if self._epoch_row:
             facts = (f"after epoch {self._epoch_row['epoch'] + 1}:", *_epoch_facts(self._epoch_row))
             lines.append(self._text("  ".join(facts)))
-            lines += [self._text(line, "cyan") for line in cell_lines(self._epoch_row["genotype"])]
+            if "genotype" in self._epoch_row:
+                lines += [self._text(line, "cyan") for line in cell_lines(self._epoch_row["genotype"])]
         else:
-            lines.append(self._text("the cell so far: after the first epoch", "dim"))
+            lines.append(self._text("what it comes to: after the first epoch", "dim"))
         return Panel(Group(*lines), title=self._text(self._title, "bold"), title_align="left")
 
     def _peak_facts(self) -> tuple[str, ...]:
@@ -244,18 +245,19 @@ def _is_terminal() -> bool:
 
 def _step_facts(row: Mapping[str, Any]) -> tuple[str, ...]:
     facts = [f"loss {row['loss']:.3f}", f"accuracy {row['accuracy']:.1%}"]
-    if row["alpha_loss"] is not None:
+    if row.get("alpha_loss") is not None:
         facts.append(f"alpha loss {row['alpha_loss']:.3f}")
-    return (*facts, f"{row['time']['samples_per_s']:.0f} samples/s", f"tau {row['tau']:.2f}")
+    facts.append(f"{row['time']['samples_per_s']:.0f} samples/s")
+    if "tau" in row:
+        facts.append(f"tau {row['tau']:.2f}")
+    return tuple(facts)
 
 
 def _epoch_facts(row: Mapping[str, Any]) -> tuple[str, ...]:
-    skips = " ".join(f"{kind} {count}" for kind, count in row["skips"].items())
-    return (
-        f"validation loss {row['val_loss']:.3f}",
-        f"validation accuracy {row['val_accuracy']:.1%}",
-        f"skips {skips}",
-    )
+    facts = [f"validation loss {row['val_loss']:.3f}", f"validation accuracy {row['val_accuracy']:.1%}"]
+    if "skips" in row:
+        facts.append("skips " + " ".join(f"{kind} {count}" for kind, count in row["skips"].items()))
+    return tuple(facts)
 
 
 def _resident_facts(row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from . import report_figures as figures
 from .atomic import write_atomically
-from .config import SearchConfig, resolved_teacher
+from .config import SearchConfig, from_json, resolved_teacher
 from .draw import alpha_heatmap, draw_cells
 from .errors import GenotypeError
 from .genotype import Genotype
@@ -107,7 +107,7 @@ def page(run_path: Path) -> str:
 
 
 def _read(run_path: Path) -> _Run:
-    folder = RunFolder.open(run_path)
+    folder = RunFolder.open(run_path, from_json)
     history = History.of(folder.config, folder.read_metrics())
     genotype, trouble = None, ""
     if (run_path / GENOTYPE).exists():

@@ -1,6 +1,6 @@
 """The run folder: what the verbs hand to each other. Nothing here imports torch.
 
-A folder belongs to one search at a time. Files are written beside their place and then renamed, so a reader
+A folder belongs to one search or training at a time. Files are written beside their place and then renamed, so a reader
 sees the old or the new one; metrics.jsonl alone grows line by line, and its readers forgive a partial line.
 """
 
@@ -11,19 +11,23 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from .atomic import write_atomically
-from .config import SearchConfig, from_json
+from .config import SearchConfig
 from .errors import RunFolderError
+from .train_config import TrainConfig
 
 CONFIG, ENVIRONMENT, METRICS, GENOTYPE, PLAN, PROBE, LOCK = (
     "config.json", "environment.json", "metrics.jsonl", "genotype.json", "plan.json", "probe.json", "LOCK",
 )  # fmt: skip
+
+
+Config = TypeVar("Config", SearchConfig, TrainConfig)
 
 
 def default_path(recipe: str) -> Path:
@@ -36,25 +40,26 @@ def default_path(recipe: str) -> Path:
     return path
 
 
-class RunFolder:
+class RunFolder(Generic[Config]):
     """A run folder that exists and has a configuration.
 
     Attributes:
         path: the folder.
-        config: of the search that it belongs to.
+        config: of the search or the training that it belongs to.
     """
 
-    def __init__(self, path: Path, config: SearchConfig) -> None:
-        self.path, self.config = path, config
+    def __init__(self, path: Path, config: Config) -> None:
+        self.path = path
+        self.config: Config = config
 
     @classmethod
-    def create(cls, path: Path, config: SearchConfig, environment: dict[str, Any]) -> RunFolder:
+    def create(cls, path: Path, config: Config, environment: dict[str, Any]) -> RunFolder[Config]:
         """A new run folder with config.json and environment.json.
 
         Raises:
             RunFolderError: where the path exists and is not an empty folder, or cannot be written to.
         """
-        resume = f"msgdas search --resume {path}, or another --out"
+        resume = f"msgdas {config.command} --resume {path}, or another --out"
         try:
             if path.exists() and not path.is_dir():
                 raise RunFolderError(f"{path} is a file", allowed="a new or empty folder", next="another --out")
@@ -74,26 +79,26 @@ class RunFolder:
         return cls(path, config)
 
     @classmethod
-    def open(cls, path: Path) -> RunFolder:
-        """An existing run folder.
+    def open(cls, path: Path, read: Callable[[str], Config]) -> RunFolder[Config]:
+        """An existing run folder; `read` makes its configuration out of config.json.
 
         Raises:
             RunFolderError: where there is none, or its configuration cannot be read.
-            ConfigError: where its configuration is not one of this version.
+            ConfigError: where its configuration is not one of this version, or of another command.
         """
         try:
             text = (path / CONFIG).read_text(encoding="utf-8")
         except OSError as error:
             raise RunFolderError(
-                f"{path} is no run folder", got=f"{CONFIG}: {error.strerror}", allowed="a folder that a search wrote",
-                next="msgdas search demo",
+                f"{path} is no run folder", got=f"{CONFIG}: {error.strerror}",
+                allowed="a folder that a search or a training wrote", next="msgdas search demo",
             ) from None  # fmt: skip
         try:
-            return cls(path, from_json(text))
+            return cls(path, read(text))
         except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as error:
             raise RunFolderError(
-                f"{path / CONFIG} is damaged", got=str(error), allowed="the JSON that the search wrote",
-                next="msgdas search with another --out",
+                f"{path / CONFIG} is damaged", got=str(error), allowed="the JSON that was written there",
+                next="another --out",
             ) from None  # fmt: skip
 
     @contextmanager
@@ -117,7 +122,8 @@ class RunFolder:
                 file.seek(0)
                 holder = file.read().strip() or "another process"
                 raise RunFolderError(
-                    f"run folder {self.path} belongs to a running search", got=holder, allowed="one search per folder",
+                    f"run folder {self.path} belongs to a running search or training", got=holder,
+                    allowed="one process per folder",
                     next="wait for it, stop it, or another --out",
                 ) from None  # fmt: skip
             file.truncate(0)
@@ -175,7 +181,7 @@ class MetricsWriter:
                 raise OSError("partial write")
         except OSError as error:
             if not self.lost_rows:
-                print(f"warning: cannot write {self.path} ({error}); the search goes on", file=sys.stderr)
+                print(f"warning: cannot write {self.path} ({error}); the work goes on", file=sys.stderr)
             self.lost_rows += 1
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ from . import checkpoint, rundir, schedule
 from .assembly import build_learner
 from .batches import Batch
 from .budgeting import guard_of, probed
-from .config import SearchConfig
+from .config import SearchConfig, from_json
 from .derive import skip_count
 from .dist import Ranks, digest, ranks_here, share_of
 from .environment import environment
@@ -78,7 +78,7 @@ def search(
 def resume(path: Path, *, read_room: ReadRoom | None = None) -> SearchResult:
     """Go on from the newest good checkpoint of a run folder, or from the start where there is none yet."""
     with ranks_here() as ranks, ExitStack() as stack:
-        folder = stack.enter_context(held(ranks, lambda: RunFolder.open(path)))
+        folder = stack.enter_context(held(ranks, lambda: RunFolder.open(path, from_json)))
         ranks.wait_for(folder.config.dist_timeout_s)
         device = ranks.device(device_of(folder.config))
         own_room = stack.enter_context(room_of(device))

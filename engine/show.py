@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .config import from_json
 from .constrained import most_probable
 from .costs import NetworkSize
 from .counting import Cost, count
@@ -86,6 +87,11 @@ def show(
     return "\n".join([*_cell_lines(subject), *_alpha_lines(subject), *_cost_lines(size, cost), where])
 
 
+def genotype_of(target: str) -> Genotype:
+    """The genotype of a run folder, of a file as `load_any` reads it, or of that name. Raises as `show`."""
+    return _subject(target).genotype
+
+
 def _subject(target: str) -> _Subject:
     path = Path(target)
     if not path.is_dir():
@@ -117,7 +123,7 @@ def _within(subject: _Subject, size: NetworkSize, texts: Mapping[str, str], devi
             "only a run tells the alpha that limits are kept with", got="a genotype, or a run without an epoch",
             allowed="a run folder with one finished epoch", next="msgdas show RUN --max-macs 600M",
         )  # fmt: skip
-    config = RunFolder.open(subject.folder).config
+    config = RunFolder.open(subject.folder, from_json).config
     if config.edge_norm:
         raise ConfigError(
             "the run's learned edge weights are not among its rows", got="edge_norm true", allowed="edge_norm false",

@@ -1,23 +1,24 @@
-"""Recipe, file, keys and flags of a search's configuration, as several commands take them."""
+"""Recipe, file, keys and flags of a configuration, as several commands take them."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..config import FIELDS, SearchConfig, choices, parse_value, read_toml
+from ..config import KEYS, SearchConfig, read_toml
 from ..errors import ConfigError
-from ..recipes import RECIPES, demo, recipe_named
+from ..keys import KeySet
+from ..recipes import RECIPES, recipe_named
 
 
-def add_configuration(command: Any) -> None:
-    """Recipe, file, keys and flags of a search's configuration."""
-    command.add_argument("recipe", nargs="?", help=f"one of {', '.join(RECIPES)} (default: demo)")
+def add_configuration(command: Any, keys: KeySet = KEYS, recipes: Mapping[str, Any] = RECIPES) -> None:
+    """Recipe, file, keys and flags."""
+    command.add_argument("recipe", nargs="?", help=f"one of {', '.join(recipes)} (default: demo)")
     command.add_argument("--config", type=Path, metavar="FILE.toml", help="a TOML file of configuration keys")
     command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key that --keys lists")
-    for name, field in FIELDS.items():
+    for name, field in keys.fields.items():
         if field.metadata["flag"]:
             if field.default is True:
                 command.add_argument(
@@ -25,7 +26,7 @@ def add_configuration(command: Any) -> None:
                     help="do not " + field.metadata["help"],
                 )  # fmt: skip
                 continue
-            allowed = choices(name)
+            allowed = keys.choices(name)
             command.add_argument(
                 f"--{name.replace('_', '-')}", default=argparse.SUPPRESS,
                 metavar="{" + ",".join(allowed) + "}" if allowed else type(field.default).__name__.upper(),
@@ -43,30 +44,36 @@ def config_of(arguments: argparse.Namespace) -> SearchConfig:
     return recipe_named(recipe)(**overrides)
 
 
-def given(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+def given(arguments: argparse.Namespace, keys: KeySet = KEYS) -> tuple[str, dict[str, Any]]:
     """The recipe's name, and the keys that the user gave."""
     overrides: dict[str, Any] = read_toml(arguments.config) if arguments.config else {}
     recipe = overrides.pop("recipe", "demo")
     if not isinstance(recipe, str):
         raise ConfigError(
-            "recipe has the wrong type", got=repr(recipe), allowed=", ".join(RECIPES), next="msgdas search demo"
-        )
+            "recipe has the wrong type", got=repr(recipe), allowed="a recipe's name",
+            next=f"msgdas {keys.command} --help",
+        )  # fmt: skip
     values = vars(arguments)
-    for name in FIELDS:
+    for name in keys.fields:
         if name in values and name != "recipe":
-            overrides[name] = parse_value(name, values[name])
+            overrides[name] = keys.parse(name, values[name])
     for text in arguments.set:
         name, equals, value = text.partition("=")
         if not equals:
-            raise ConfigError("--set takes KEY=VALUE", got=text, allowed="KEY=VALUE", next="msgdas search --keys")
-        overrides[name.strip()] = parse_value(name.strip(), value.strip())
+            raise ConfigError(
+                "--set takes KEY=VALUE", got=text, allowed="KEY=VALUE", next=f"msgdas {keys.command} --keys"
+            )
+        overrides[name.strip()] = keys.parse(name.strip(), value.strip())
     return arguments.recipe or recipe, overrides
 
 
-def keys() -> str:
-    """All configuration keys with the demo's values, as a TOML file that --config takes."""
-    lines = []
-    for name, value in dataclasses.asdict(demo()).items():
-        text = str(value).lower() if isinstance(value, bool) else repr(value).replace("'", '"')
-        lines.append(f"# {FIELDS[name].metadata['help']}\n{name} = {text}")
-    return "\n".join(lines)
+def refuse_beside_resume(arguments: argparse.Namespace, keys: KeySet = KEYS) -> None:
+    """Raise ConfigError where anything but the run folder is given with --resume."""
+    values = vars(arguments)
+    extra = [name for name in keys.fields if name in values and name != "recipe"]
+    extra += [name for name in ("target", "recipe", "config", "out", "set") if values.get(name)]
+    if extra:
+        raise ConfigError(
+            "--resume goes on with the run folder's own configuration", got=", ".join(extra),
+            allowed="--resume RUN alone", next=f"msgdas {keys.command} --resume {arguments.resume}",
+        )  # fmt: skip

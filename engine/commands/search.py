@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..config import FIELDS
-from ..errors import ConfigError
-from .configuration import add_configuration, config_of, given, keys
+from ..config import KEYS
+from ..recipes import demo
+from .configuration import add_configuration, config_of, given, refuse_beside_resume
 
 
 def add(commands: Any) -> None:
@@ -28,16 +28,9 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> str:
     if arguments.keys:
-        return keys()
+        return KEYS.listing(demo())
     if arguments.resume:
-        values = vars(arguments)
-        extra = [name for name in FIELDS if name in values and name != "recipe"]
-        extra += [name for name in ("recipe", "config", "out", "set") if values[name]]
-        if extra:
-            raise ConfigError(
-                "--resume goes on with the run folder's own configuration", got=", ".join(extra),
-                allowed="--resume RUN alone", next=f"msgdas search --resume {arguments.resume}",
-            )  # fmt: skip
+        refuse_beside_resume(arguments)
         from ..result import summary
         from ..searcher import resume
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from msgdas.engine import checkpoint
+from msgdas.engine.config import from_json
 from msgdas.engine.errors import RunFolderError
 from msgdas.engine.recipes import demo
 from msgdas.engine.rundir import RunFolder, keep_until, read_metrics
@@ -52,7 +53,7 @@ def tensors(state) -> dict[str, torch.Tensor]:
 
 
 def last(run: Path) -> checkpoint.Checkpoint:
-    found = checkpoint.load(run, RunFolder.open(run).config)
+    found = checkpoint.load(run, RunFolder.open(run, from_json).config)
     assert found is not None
     return found
 

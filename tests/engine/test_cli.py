@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from msgdas.engine import cli
 from msgdas.engine.cli import EXIT_CODES, main, parser
-from msgdas.engine.commands.configuration import config_of, keys
-from msgdas.engine.config import SearchConfig
+from msgdas.engine.commands.configuration import config_of
+from msgdas.engine.config import KEYS, SearchConfig
 from msgdas.engine.recipes import RECIPES, demo
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "cli_options.txt"
@@ -82,7 +82,7 @@ def fails(capsys, *words):
         (["search", "--space", "nasbench201", "--layers", "4"], "a multiple of 3"),
         (["search", "--space", "mobile"], "unknown search space"),
         (["search", "demo", "--resume", "x"], "--resume RUN alone"),
-        (["train"], "invalid choice"),
+        (["drive"], "invalid choice"),
     ],
 )
 def test_configuration_errors(capsys, words, said):
@@ -235,7 +235,7 @@ def test_flags_go_over_toml_over_recipe(tmp_path):
 
 def test_keys_are_a_toml_file_that_gives_the_demo(tmp_path):
     path = tmp_path / "all.toml"
-    path.write_text(keys())
+    path.write_text(KEYS.listing(demo()))
     assert config_of(parser().parse_args(["search", "--config", str(path)])) == demo()
 
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgdas.engine.atomic import write_atomically
+from msgdas.engine.config import from_json
 from msgdas.engine.errors import ConfigError, RunFolderError
 from msgdas.engine.recipes import demo
 from msgdas.engine.rundir import MetricsWriter, RunFolder, default_path, keep_until, read_metrics
@@ -21,7 +22,7 @@ from msgdas.engine.rundir import MetricsWriter, RunFolder, default_path, keep_un
 def test_create_and_open(tmp_path):
     config = demo(k=3, seed=4)
     folder = RunFolder.create(tmp_path / "a" / "run", config, {"msgdas": "x"})
-    again = RunFolder.open(folder.path)
+    again = RunFolder.open(folder.path, from_json)
     assert again.config == config
     assert json.loads((folder.path / "environment.json").read_text()) == {"msgdas": "x"}
 
@@ -29,7 +30,7 @@ def test_create_and_open(tmp_path):
 @pytest.mark.parametrize("name", ["with space", "ünïcode", "a" * 100])
 def test_any_name_will_do(tmp_path, name):
     RunFolder.create(tmp_path / name, demo(), {})
-    assert RunFolder.open(tmp_path / name).config == demo()
+    assert RunFolder.open(tmp_path / name, from_json).config == demo()
 
 
 def test_refuses_what_is_not_its_own(tmp_path):
@@ -44,20 +45,21 @@ def test_refuses_what_is_not_its_own(tmp_path):
     with pytest.raises(RunFolderError, match="cannot write"):
         RunFolder.create(Path("/proc/msgdas"), demo(), {})
     with pytest.raises(RunFolderError, match="no run folder"):
-        RunFolder.open(tmp_path / "nothing")
+        RunFolder.open(tmp_path / "nothing", from_json)
     (tmp_path / "full" / "config.json").write_text('{"k": ')
     with pytest.raises(RunFolderError, match="damaged"):
-        RunFolder.open(tmp_path / "full")
+        RunFolder.open(tmp_path / "full", from_json)
     (tmp_path / "full" / "config.json").write_text('{"kk": 2}')
     with pytest.raises(ConfigError, match="unknown configuration key"):
-        RunFolder.open(tmp_path / "full")
+        RunFolder.open(tmp_path / "full", from_json)
 
 
 HOLDER = """
     import sys, time
     from pathlib import Path
+    from msgdas.engine.config import from_json
     from msgdas.engine.rundir import RunFolder
-    with RunFolder.open(Path(sys.argv[1])).lock():
+    with RunFolder.open(Path(sys.argv[1]), from_json).lock():
         print("held", flush=True)
         time.sleep(60)
 """
@@ -70,7 +72,10 @@ def test_fault_14_a_folder_belongs_to_one_search(tmp_path):
     )
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-        with pytest.raises(RunFolderError, match=rf"running search.*process {holder.pid} on"), folder.lock():
+        with (
+            pytest.raises(RunFolderError, match=rf"running search or training.*process {holder.pid} on"),
+            folder.lock(),
+        ):
             pass
     finally:
         holder.kill()
