@@ -2,8 +2,9 @@
 
 A search is a run of the engine (`engine.searcher`), in a run folder of its own, from which it goes on where it was
 stopped. How many steps a budget buys is found by timing the steps of all variants in turn on this machine, in CPU
-seconds of the process: a machine that others use too makes a search slower, not worse. Decoding the images, the report
-and the judgement at the end are not in the budget; `cpu_s` of a row counts all of it.
+seconds of the process, once for a folder of runs: start on a quiet machine, where others compute a step takes more CPU
+seconds too, and the budget buys fewer steps (a row has them in `steps`). Sample-passes do not depend on that. Decoding
+the images, the report and the judgement at the end are not in the budget; `cpu_s` of a row counts all of it.
 """
 
 from __future__ import annotations
