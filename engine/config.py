@@ -160,9 +160,12 @@ class SearchConfig:
     lr: float = key(0.025, "SGD's first learning rate, cosine to lr_min (DARTS: 0.025)", flag=False)
     lr_min: float = key(0.001, "SGD's last learning rate (DARTS: 0.001)", flag=False)
     momentum: float = key(0.9, "SGD's momentum (DARTS: 0.9)", flag=False)
+    nesterov: bool = key(False, "SGD's momentum after Nesterov (ProxylessNAS, NAS-Bench-201: true)", flag=False)
     weight_decay: float = key(3e-4, "SGD's weight decay, on the weights that got a gradient (DARTS: 3e-4)", flag=False)
     clip: float = key(5.0, "largest norm of the weights' gradient (DARTS: 5)", flag=False)
+    label_smoothing: float = key(0.0, "of the cross-entropy of a step on the weights (ProxylessNAS: 0.1)", flag=False)
     alpha_lr: float = key(3e-4, "Adam's learning rate on alpha (DARTS: 3e-4)", flag=False)
+    alpha_beta1: float = key(0.5, "Adam's first beta on alpha (DARTS: 0.5, ProxylessNAS: 0)", flag=False)
     alpha_weight_decay: float = key(1e-3, "Adam's weight decay on alpha (DARTS: 1e-3)", flag=False)
 
     max_macs: str = key("", "most multiply-accumulates of the derived network, as 600M; it is never above them")

@@ -19,12 +19,14 @@ class SampledSGD:
 
     Args:
         parameters: any mixture of arenas and ordinary parameters.
-        momentum, weight_decay: as in torch.optim.SGD, dampening 0.
+        momentum, weight_decay, nesterov: as in torch.optim.SGD, dampening 0.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], *, momentum: float, weight_decay: float) -> None:
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], *, momentum: float, weight_decay: float, nesterov: bool = False
+    ) -> None:
         self.parameters = list(parameters)
-        self.momentum, self.weight_decay = momentum, weight_decay
+        self.momentum, self.weight_decay, self.nesterov = momentum, weight_decay, nesterov
         self.buffers: list[Tensor | None] = [None] * len(self.parameters)
 
     def reserve(self) -> None:
@@ -63,13 +65,17 @@ class SampledSGD:
         masks = [ok.to(w.dtype) if (m := touched[n]) is None else m * ok for n, w in zip(active, weights, strict=True)]
         zeros = {grad.dtype: ok.new_zeros((), dtype=grad.dtype) for grad in grads}
         decays, rates = [1 - (1 - self.momentum) * mask for mask in masks], [mask * -lr for mask in masks]
+        ahead = [rate * self.momentum for rate in rates] if self.nesterov else rates
         # Nothing below allocates: memory that runs out leaves the weights as they were.
         torch._foreach_add_(grads, weights, alpha=self.weight_decay)
-        for grad, buffer, decay, mask, rate, weight in zip(grads, buffers, decays, masks, rates, weights, strict=True):
+        every = zip(grads, buffers, decays, masks, rates, ahead, weights, strict=True)
+        for grad, buffer, decay, mask, rate, onward, weight in every:
             # A gradient that is not finite must not reach the buffer, not even times zero.
             torch.where(ok, grad, zeros[grad.dtype], out=grad)
             buffer.mul_(decay).addcmul_(grad, mask)
-            weight.addcmul_(buffer, rate)
+            weight.addcmul_(buffer, onward)
+            if self.nesterov:
+                weight.addcmul_(grad, rate)
 
     def state_dict(self) -> dict[str, Any]:
         """The momentum buffers by number of the parameter."""

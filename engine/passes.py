@@ -239,7 +239,7 @@ class Passes:
         return Outcome.of(part, losses, distills, [z.detach() for z in outputs], teacher)
 
     def _loss(self, logits: Tensor, labels: Tensor, teacher: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        loss = F.cross_entropy(logits, labels)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
         if teacher is None:
             return loss, None
         distill = self.guidance.distillation(teacher, logits)

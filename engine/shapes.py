@@ -285,7 +285,9 @@ class ShapeLearner(Learner):
     ) -> None:
         super().__init__(config, net, sampler)
         weights = list(net.parameters())
-        self.weight_optimizer = sgd = _ShapeSGD(weights, momentum=config.momentum, weight_decay=config.weight_decay)
+        self.weight_optimizer = sgd = _ShapeSGD(
+            weights, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=config.nesterov
+        )
         sgd.seen = seen
         sgd.buffers = [torch.empty_like(weight, requires_grad=False) for weight in weights]
         adam = _ShapeAdam(list(sampler.parameters()))

@@ -110,11 +110,15 @@ class Learner:
         # Running mean of the losses that the score estimator compares with; NaN before the first.
         self.score_baseline = self._alphas[0].new_full((), math.nan, requires_grad=False)
         self.weight_optimizer = SampledSGD(
-            list(net.parameters()), momentum=config.momentum, weight_decay=config.weight_decay
+            list(net.parameters()), momentum=config.momentum, weight_decay=config.weight_decay, nesterov=config.nesterov
         )
         # Fused: its step count lives on the device, and `found_inf` voids a step there.
         self.alpha_optimizer = torch.optim.Adam(
-            self._alphas, lr=config.alpha_lr, betas=(0.5, 0.999), weight_decay=config.alpha_weight_decay, fused=True
+            self._alphas,
+            lr=config.alpha_lr,
+            betas=(config.alpha_beta1, 0.999),
+            weight_decay=config.alpha_weight_decay,
+            fused=True,
         )
 
     def stand_on(self, rung: Rung) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import pytest
 import torch
 from msgdas.engine import checkpoint
 from msgdas.engine.genotype import Genotype
@@ -16,7 +15,7 @@ from msgdas.engine.show import show
 
 TINY = {
     "channels": 4, "image": 16, "batch": 8, "limit": 24, "eval_images": 8, "epochs": 2, "warmup": 1, "device": "cpu",
-    "checkpoint_every": 1, "keep": 100, "threads": 1, "alpha_lr": 0.1,
+    "checkpoint_every": 2, "keep": 100, "threads": 1, "alpha_lr": 0.1,
 }  # fmt: skip
 
 
@@ -25,8 +24,8 @@ def losses(run: Path) -> list[object]:
     return [(row.get("loss"), row.get("genotype")) for row in rows if row["kind"] in ("step", "epoch")]
 
 
-@pytest.mark.parametrize("space", ["imagenet-mobile", "imagenet-fbnet"])
-def test_search_and_resume_bit_for_bit(space, tmp_path):
+def test_search_and_resume_bit_for_bit(tmp_path):
+    space = "imagenet-mobile"
     result = search(demo(**TINY, space=space), out=tmp_path / "whole")
     assert Genotype.load(tmp_path / "whole" / "genotype.json") == result.genotype
     assert (tmp_path / "whole" / "report.html").stat().st_size > 10_000

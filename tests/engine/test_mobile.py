@@ -15,7 +15,7 @@ from msgdas.engine.evaluate import derived, genotype_paths, random_cells
 from msgdas.engine.method import METHODS
 from msgdas.engine.operation import Drop
 from msgdas.engine.prediction import SearchProbe, Target, choices_of
-from msgdas.engine.recipes import demo
+from msgdas.engine.recipes import demo, imagenet_fbnet, imagenet_mobile
 from msgdas.engine.sampler import Sampler
 from msgdas.engine.space import CHAIN, search_skeleton, space_named
 from msgdas.engine.steps import Moment
@@ -177,3 +177,23 @@ def test_a_step_of_min_takes_a_fifth_of_plain_autograd_per_image():
             peaks.append(probe(config.k, batch, policy, config.mode, config.dtype).peak.bytes)
         found[policy] = peaks[1] - peaks[0]
     assert 5 * found["min"] <= found["autograd"]
+
+
+def test_recipes_are_the_published_protocols():
+    mobile, fbnet = imagenet_mobile(), imagenet_fbnet()
+    assert (mobile.k, mobile.layers, mobile.label_smoothing, mobile.alpha_every) == (2, 21, 0.1, 5)
+    assert (fbnet.layers, fbnet.num_classes, fbnet.alpha_lr) == (22, 100, 1e-2)
+
+
+def test_label_smoothing_is_in_the_weights_loss_alone():
+    images, labels = torch.randn(6, 3, 16, 16), torch.tensor([0, 1, 2, 0, 1, 2])
+    moment = Moment(0, tau=1.0, lr=0.01, drop_rate=0.0, guided=False)
+    weights, alphas = [], []
+    for smoothing in (0.0, 0.2):
+        config = build({**SMALL, "space": "imagenet-mobile", "label_smoothing": smoothing, "alpha_beta1": 0.0}, {})
+        learner, _, _ = build_learner(config, torch.device("cpu"), 3)
+        learner.alpha_step(images, labels, moment)
+        alphas.append(learner.sampler.alpha[CHAIN].detach().clone())
+        learner.weight_step(images, labels, moment)
+        weights.append(learner.net.classifier.weight.detach().clone())
+    assert torch.equal(*alphas) and not torch.equal(*weights)

@@ -14,12 +14,13 @@ def arena(rows: int = 6) -> nn.Parameter:
     return nn.Parameter(torch.randn(rows, 4, generator=torch.Generator().manual_seed(1)))
 
 
-def test_an_arena_moves_like_one_parameter_for_each_row_under_torch_sgd():
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_an_arena_moves_like_one_parameter_for_each_row_under_torch_sgd(nesterov):
     generator = torch.Generator().manual_seed(2)
     ours = arena()
     rows = [nn.Parameter(ours.detach()[row].clone()) for row in range(6)]
-    theirs = torch.optim.SGD(rows, lr=0.1, momentum=0.9, weight_decay=3e-2)
-    optimizer = SampledSGD([ours], momentum=0.9, weight_decay=3e-2)
+    theirs = torch.optim.SGD(rows, lr=0.1, momentum=0.9, weight_decay=3e-2, nesterov=nesterov)
+    optimizer = SampledSGD([ours], momentum=0.9, weight_decay=3e-2, nesterov=nesterov)
     for _ in range(5):
         used = torch.rand(6, generator=generator) < 0.5
         grad = torch.randn(6, 4, generator=generator)
