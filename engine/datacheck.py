@@ -19,8 +19,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .errors import DataError
-from .examining import BAD, ODD, Examiners, Verdict, workers_here
+from .examining import BAD, ODD, Examiners, Verdict
 from .filelist import HEADER, FileList, some, training_root
+from .workers import processors
 
 TRAIN, VAL = "train", "val"
 LINE_EVERY_S = 10.0
@@ -127,7 +128,7 @@ def check(folder: Path, *, out: Path | None = None, workers: int = 0, patience_s
     begin = time.monotonic()
     with _State(Path(f"{out}.state"), folder) as state:
         todo = [path for path in files if path not in state.verdicts]
-        _examine_all(todo, state, workers or workers_here(), patience_s)
+        _examine_all(todo, state, workers or processors(), patience_s)
     seconds = time.monotonic() - begin
     return _report(folder, out, parts, state.verdicts, len(todo), seconds)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import multiprocessing
-import os
 import signal
 import time
 import warnings
@@ -226,8 +225,3 @@ class Examiners:
             again.append(path)
         else:
             yield path, Verdict(kind, detail, (), "")
-
-
-def workers_here() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0))

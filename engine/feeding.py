@@ -16,7 +16,7 @@ from .images import Encoded
 from .inputs import jitter_of
 from .sources import Meter, ResizedCrops
 from .train_config import TrainConfig
-from .workers import Workers
+from .workers import Workers, processors
 
 # Steps may wait this share of their time for images before the input pipeline is called the bottleneck (ours).
 BOTTLENECK = 0.2
@@ -32,6 +32,7 @@ class Feed:
         config: keys loader, workers, prefetch, jitter, seed, batch and dtype.
         shard: the part of each batch that is decoded here.
         device: of the search.
+        beside: processes of this machine that share its cores.
 
     Attributes:
         name: `torch` or `dali`.
@@ -43,10 +44,11 @@ class Feed:
     """
 
     def __init__(
-        self, dataset: Encoded, config: SearchConfig | TrainConfig, shard: Shard, device: torch.device
-    ) -> None:
+        self, dataset: Encoded, config: SearchConfig | TrainConfig, shard: Shard, device: torch.device, *,
+        beside: int = 1,
+    ) -> None:  # fmt: skip
         self.dataset, self.config, self.meter = dataset, config, Meter()
-        self.workers = Workers(config.workers)
+        self.workers = Workers(config.workers or max(1, processors() // beside))
         reason = dali.why_not(device) if config.loader == "auto" else None
         self._decoder: Decoder
         if config.loader == "torch" or reason is not None:

@@ -64,13 +64,16 @@ class Halves:
             self.feed.close()
 
 
-def open_halves(config: SearchConfig, shard: Shard = ALONE, run: Path | None = None) -> Halves:
+def open_halves(
+    config: SearchConfig, shard: Shard = ALONE, run: Path | None = None, *, beside: int = 1
+) -> Halves:  # fmt: skip
     """The halves that `config` names, cut as its seed says.
 
     Args:
         config: of the search.
         shard: the part of each batch that this process takes.
         run: the run folder, which keeps the halves of a folder of images as file lists, see `keep_lists`.
+        beside: processes of this machine that share its cores.
 
     Raises:
         DataError: see `data.load` and `Batches`.
@@ -84,7 +87,9 @@ def open_halves(config: SearchConfig, shard: Shard = ALONE, run: Path | None = N
     if run is not None and isinstance(dataset, FolderImages) and not shard.rank:
         keep_lists(run, dataset.files, {"w": w_indices, "alpha": alpha_indices})
     ahead = config.prefetch if encoded(config) else 0
-    feed = Feed(cast("Encoded", dataset), config, shard, device_of(config)) if resized(config) else None
+    feed: Feed | None = None
+    if resized(config):
+        feed = Feed(cast("Encoded", dataset), config, shard, device_of(config), beside=beside)
 
     def batches(indices: Tensor, stream: str) -> Batches:
         return Batches(
@@ -106,12 +111,13 @@ def shared_halves(config: SearchConfig, ranks: Ranks, run: Path | None = None) -
         RanksError: the processes see different images.
     """
     found: Halves | None = None
+    beside = ranks.place.local_world
     early = config.download and ranks.place.local_rank == 0
     if config.download:
         with ranks.together("the download"):
-            found = open_halves(config, ranks.shard(), run) if early else None
+            found = open_halves(config, ranks.shard(), run, beside=beside) if early else None
     with ranks.together("the data") as meeting:
         if found is None:
-            found = open_halves(config, ranks.shard(), run)
+            found = open_halves(config, ranks.shard(), run, beside=beside)
         meeting.equal = digest(found.fingerprint.encode())
     return found

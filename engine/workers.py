@@ -22,19 +22,24 @@ STALL_S = 300.0
 PIECES = 4
 
 
+def processors() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Workers:
     """A pool of daemon threads.
 
     Args:
-        count: of threads; 0 for one per core that this process may run on.
+        count: of threads.
         stall_s: seconds without any progress after which `map` gives up.
 
     Attributes:
         count: of threads.
     """
 
-    def __init__(self, count: int = 0, *, stall_s: float = STALL_S) -> None:
-        self.count, self.stall_s = count or len(os.sched_getaffinity(0)), stall_s
+    def __init__(self, count: int, *, stall_s: float = STALL_S) -> None:
+        self.count, self.stall_s = count, stall_s
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         for number in range(self.count):
             # One that hangs in a read must not keep the program from ending.

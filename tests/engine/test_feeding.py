@@ -24,7 +24,7 @@ from msgdas.engine.images import FolderImages, Statistics
 from msgdas.engine.inputs import device_pool_bytes
 from msgdas.engine.prediction import SearchProbe, Target
 from msgdas.engine.sources import Meter, ResizedCrops
-from msgdas.engine.workers import Workers
+from msgdas.engine.workers import Workers, processors
 from msgdas.profiles.predictor import Speed
 from numpy.typing import NDArray
 from PIL import Image
@@ -307,6 +307,18 @@ def test_dali_that_is_missing_or_of_another_cuda_is_said(tree: Path, monkeypatch
 def test_keys_that_do_not_go_together(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config_of("torch", **changes)
+
+
+def test_processes_of_a_machine_share_its_cores(tree: Path) -> None:
+    for beside, changes, threads in (
+        (1, {}, processors()),
+        (processors(), {}, 1),
+        (999, {}, 1),
+        (4, {"workers": 3}, 3),
+    ):
+        feed = Feed(folder(tree), config_of("torch", **({"workers": 0} | changes)), ALONE, CPU, beside=beside)
+        assert feed.workers.count == threads
+        feed.close()
 
 
 def test_crops_follow_data_and_side(tree: Path) -> None:
