@@ -45,7 +45,8 @@ def choose(
         no_triton, no_native: why the device cannot run these, None where it can.
 
     Raises:
-        ConfigError: where the implementation that was asked for cannot run.
+        ConfigError: where the implementation that was asked for cannot run; where `auto` would run bf16 maps on a GPU
+            without Triton.
     """
     reason, asked = _why_not_triton(config) or no_triton, config.impl
     missing = "it is for CPU tensors" if device_type != "cpu" else no_native
@@ -63,6 +64,11 @@ def choose(
         return "native", None
     if asked == "reference":
         return "reference", None
+    if config.dtype == "bfloat16" and device_type != "cpu" and reason is not None:
+        raise ConfigError(
+            "bfloat16 maps need the Triton kernels to be quick on a GPU", got=reason,
+            allowed="impl reference, or dtype float32", next="--set dtype=float32",
+        )  # fmt: skip
     fast = device_type != "cpu" or (config.dtype == "bfloat16" and reason is None)
     best: Impl = "triton" if fast else "native"
     lacking = reason if fast else missing
