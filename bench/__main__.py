@@ -24,6 +24,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "collapse": ("collapse", "skip-connects over time on spaces where DARTS collapses; an hour"),
     "kernels": ("kernels", "time of the C++ kernels; traffic and predictions of the Triton kernels; two minutes"),
     "loaders": ("loaders", "CPU time of an image: the loaders against ImageFolder with PIL; a minute"),
+    "train": ("train", "a training step of a derived network against plain eager NCHW; a minute"),
     "recording": ("recording", "what the memory timeline costs the step that it is taken of; half a minute"),
     "gpu": ("gpu", "the kernels' gates and steps on a CUDA device, as `make gpu` runs them; minutes"),
     "latency": ("latency", "latencies of random cells against their prediction; half a minute"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -13,7 +14,10 @@ from msgdas.engine.errors import ConfigError
 from msgdas.engine.genotype import Genotype, from_arch
 from msgdas.engine.genotype_text import load_any, parse_tuple_text, published
 from msgdas.engine.network import Network, drop_path_factors
+from msgdas.engine.network_native import takes
+from msgdas.engine.network_ops import SeparableStage
 from msgdas.engine.space import StemKind
+from msgdas.kernels import native
 from torch import Tensor, nn
 
 ARCH = "|nor_conv_3x3~0|+|none~0|avg_pool_3x3~1|+|skip_connect~0|nor_conv_1x1~1|skip_connect~2|"
@@ -164,3 +168,27 @@ def test_parameter_names_stay() -> None:
 def test_sizes_no_network_has(change: dict[str, int]) -> None:
     with pytest.raises(ConfigError):
         Network(load_any("DARTS_V2"), **{"channels": 4, "layers": 3, "classes": 5, **change})
+
+
+@pytest.mark.skipif(native.why_not() is not None, reason="the C++ kernels are not built")
+@pytest.mark.parametrize(("size", "stride", "dilation"), [(3, 1, 1), (5, 2, 1), (3, 2, 2), (5, 1, 2)])
+def test_a_stage_in_the_cpu_kernels_is_that_of_plain_autograd(size: int, stride: int, dilation: int) -> None:
+    """In training, with weights of BatchNorm far from 1 and 0; running statistics too."""
+    random = torch.Generator().manual_seed(4)
+    plain = SeparableStage(12, size, stride, dilation).double()
+    with torch.no_grad():
+        plain.norm.weight.copy_(torch.randn(12, generator=random))
+        plain.norm.bias.copy_(torch.randn(12, generator=random))
+    ours = copy.deepcopy(plain).float().to(memory_format=torch.channels_last)
+    x = torch.randn(3, 12, 8, 8, generator=random, dtype=torch.float64)
+    x_last = x.float().contiguous(memory_format=torch.channels_last)
+    assert takes(x_last, ours.depthwise.weight) and not takes(x.float(), ours.depthwise.weight)
+    results = []
+    for stage, given in ((plain, x), (ours, x_last)):
+        given.requires_grad_()
+        y = stage(given)
+        weights = torch.linspace(-1, 1, y.numel()).view(y.shape).to(y.dtype)
+        grads = torch.autograd.grad((y * weights).sum(), [given, *stage.parameters()])
+        results.append([y.detach(), *grads, *(one.double() for one in stage.buffers())])
+    for truth, found in zip(*results, strict=True):
+        torch.testing.assert_close(found.double(), truth.double(), rtol=1e-4, atol=2e-4)
