@@ -1,4 +1,5 @@
-# `make demo` searches a cell and writes a report; `make test` runs the tests. Each makes .venv first.
+# `make demo` searches a cell, writes a report, and trains that cell and a random one; `make test` runs the tests. Each
+# makes .venv first.
 VENV := .venv
 PYTHON := $(or $(shell command -v python3.11),$(shell command -v python3.12),$(shell command -v python3))
 RUN := runs/demo
@@ -9,6 +10,9 @@ demo: $(VENV)/.installed
 	@if [ -e $(RUN) ]; then mv $(RUN) $(RUN)-before-$$(date -u +%Y%m%d-%H%M%S); fi
 	$(VENV)/bin/msgdas search demo --out $(RUN)
 	$(VENV)/bin/msgdas show $(RUN)
+	$(VENV)/bin/msgdas train $(RUN) demo --out $(RUN)/trained
+	$(VENV)/bin/msgdas train random:0 demo --out $(RUN)/trained-random
+	@for run in trained trained-random; do $(VENV)/bin/msgdas eval $(RUN)/$$run | sed -n 1,2p; done
 
 test: $(VENV)/.installed-test
 	$(VENV)/bin/pytest -q -n auto --maxprocesses 8 -m 'not alone'

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..genotype import Genotype
 from ..train_config import KEYS, RECIPES, demo, recipe_named
 from .configuration import add_configuration, given, refuse_beside_resume
 
@@ -23,7 +24,7 @@ def add(commands: Any) -> None:
         "target",
         nargs="?",
         metavar="RUN|GENOTYPE",
-        help="a search's run folder, a genotype file, or a name as DARTS_V2",
+        help="a search's run folder, a genotype file, a name as DARTS_V2, or random:SEED",
     )
     add_configuration(train, KEYS, RECIPES)
     train.add_argument("--resume", type=Path, metavar="RUN", help="go on with a training's run folder")
@@ -32,10 +33,8 @@ def add(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> str:
-    from ..show import genotype_of
-
     if arguments.keys:
-        return KEYS.listing(demo(genotype=json.dumps(genotype_of(EXAMPLE).to_json_dict())))
+        return KEYS.listing(demo(genotype=json.dumps(_genotype(EXAMPLE).to_json_dict())))
     if arguments.resume:
         refuse_beside_resume(arguments, KEYS)
         from ..trainer import resume
@@ -47,11 +46,24 @@ def run(arguments: argparse.Namespace) -> str:
             next="msgdas train DARTS_V2 demo",
         )  # fmt: skip
     recipe, overrides = given(arguments, KEYS)
-    overrides["genotype"] = json.dumps(genotype_of(arguments.target).to_json_dict())
+    overrides["genotype"] = json.dumps(_genotype(arguments.target).to_json_dict())
     config = recipe_named(recipe)(**overrides)
     from ..trainer import train
 
     return _summary(train(config, out=arguments.out))
+
+
+def _genotype(target: str) -> Genotype:
+    """That of `genotype_of`, or for `random:SEED` a DARTS cell drawn uniformly."""
+    name, _, seed = target.partition(":")
+    if name == "random" and seed.isdecimal():
+        from ..evaluate import random_cells
+        from ..space import DARTS
+
+        return random_cells(DARTS, int(seed), 1)[0]
+    from ..show import genotype_of
+
+    return genotype_of(target)
 
 
 def _summary(result: Any) -> str:

@@ -161,6 +161,14 @@ def test_wrong_input_is_one_line(tmp_path: Path, whole: Path, capsys: pytest.Cap
         assert words in text and text.count("\n") == 1, text
 
 
+def test_random_cells_are_trained_by_their_seed(tmp_path: Path) -> None:
+    size = "demo --channels 4 --layers 3 --epochs 1 --limit 64 --set eval_images=64 --set threads=1"
+    for name, target in (("a", "random:1"), ("b", "random:1"), ("c", "random:2")):
+        assert main(["train", target, *size.split(), "--out", str(tmp_path / name)]) == 0
+    cells = [(tmp_path / name / "genotype.json").read_text() for name in "abc"]
+    assert cells[0] == cells[1] != cells[2]
+
+
 def test_weights_of_another_genotype_are_refused(whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     subprocess.run(["cp", "-r", str(whole), str(run)], check=True)
