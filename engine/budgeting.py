@@ -1,8 +1,11 @@
-"""A search's guard and its probe, made from its configuration."""
+"""A search's plan, its guard and its probe, made from its configuration."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
@@ -10,12 +13,37 @@ from ..profiles.budget import parse
 from ..profiles.errors import ProfileError
 from ..profiles.room import ReadRoom
 from . import probe
-from .config import SearchConfig
+from .config import SearchConfig, from_json
+from .dist import Ranks, share_of
 from .guard import Descent, Forecast, Guard
 from .implementation import Impl
 from .measured import keep, key_of, known_ratio
 from .rung import fewest_images
 from .steps import Learner
+
+# From a process's part of a search to the configuration that fits its device, and what is told of it.
+MakePlan = Callable[[SearchConfig], tuple[SearchConfig, Mapping[str, Any]]]
+
+
+def shared_plan(config: SearchConfig, ranks: Ranks, make: MakePlan) -> tuple[SearchConfig, Mapping[str, Any]]:
+    """The configuration that fits, and what is told of the plan: the first process makes both for all.
+
+    The plan is of one process's share of a batch; the configuration is of the whole search. Where another process has
+    less memory, its guard takes all of them down.
+
+    Raises:
+        ProfileError, BudgetError, ConfigError: as `make`, in the first process; the others follow.
+    """
+
+    def planned() -> list[str]:
+        made, facts = make(share_of(config, ranks.world))
+        whole = dataclasses.replace(
+            made, batch=made.batch * ranks.world, accumulate=made.accumulate * ranks.world
+        )  # fmt: skip
+        return [whole.to_json(), json.dumps(facts)]
+
+    text, facts = ranks.share("the plan", planned)
+    return from_json(text), json.loads(facts)
 
 
 def guard_of(

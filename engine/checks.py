@@ -56,7 +56,7 @@ def check_ranges(config: SearchConfig) -> None:
         "accumulate": (1, config.batch), "k_weights": (0, config.k), "edges_per_node": (0, 1 << 10),
         "alpha_scale": (0, 1e3), "zero_one": (0, 1e6), "alpha_kl": (0, 1e6), "partial": (1, config.channels),
         "alpha_every": (1, 1 << 20), "order": (1, 2), "candidates": (1, 1 << 20),
-        "lr": (0, 1e3), "lr_min": (0, 1e3), "momentum": (0, 1), "weight_decay": (0, 1),
+        "lr": (0, 1e3), "lr_min": (0, 1e3), "lr_warmup": (0, 1 << 20), "momentum": (0, 1), "weight_decay": (0, 1),
         "label_smoothing": (0, 0.9), "alpha_beta1": (0, 0.999), "clip": (1e-6, 1e9),
         "alpha_lr": (0, 1e3), "alpha_weight_decay": (0, 1), "threads": (0, 4096), "workers": (0, 4096),
         "prefetch": (0, 64), "seed": (0, (1 << 63) - 1),

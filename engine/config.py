@@ -159,6 +159,11 @@ class SearchConfig:
     )
     lr: float = key(0.025, "SGD's first learning rate, cosine to lr_min (DARTS: 0.025)", flag=False)
     lr_min: float = key(0.001, "SGD's last learning rate (DARTS: 0.001)", flag=False)
+    lr_warmup: int = key(
+        0,
+        "first epochs, in which the learning rate rises to that of its schedule (PC-DARTS on ImageNet: 5)",
+        flag=False,
+    )
     momentum: float = key(0.9, "SGD's momentum (DARTS: 0.9)", flag=False)
     nesterov: bool = key(False, "SGD's momentum after Nesterov (ProxylessNAS, NAS-Bench-201: true)", flag=False)
     weight_decay: float = key(3e-4, "SGD's weight decay, on the weights that got a gradient (DARTS: 3e-4)", flag=False)
@@ -170,7 +175,7 @@ class SearchConfig:
 
     max_macs: str = key("", "most multiply-accumulates of the derived network, as 600M; it is never above them")
     max_params: str = key("", "most parameters of the derived network, as 5M", flag=False)
-    target_latency: str = key("", "longest latency of the derived network by device_table, as 80ms", flag=False)
+    target_latency: str = key("", "longest latency of the derived network by device_table, as 80ms")
     device_table: str = key("", "file of msgdas latency, for target_latency and cost = latency", flag=False)
     cost: Literal["none", "params", "macs", "latency"] = key(
         "none", "expected cost of the derived network that the loss on alpha has a term for", flag=False
@@ -198,7 +203,7 @@ class SearchConfig:
     impl: Literal["auto", "triton", "native", "reference"] = key(
         "auto", "what computes the cells: Triton kernels, C++ on the CPU, plain PyTorch, or the quickest there is"
     )
-    graph: bool = key(True, "run a step as one CUDA graph, where Triton kernels compute the cells")
+    graph: bool = key(True, "run a step as one CUDA graph, where Triton kernels compute the cells", flag=False)
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = key(
         "float32",
         "of the maps; weights and statistics of 16-bit maps are float32, losses of float16 are scaled",

@@ -26,8 +26,12 @@ def kept(config: SearchConfig, epoch: int) -> int | None:
 
 
 def learning_rate(config: SearchConfig, epoch: int) -> float:
-    """SGD's learning rate, a half cosine from lr towards lr_min (DARTS)."""
-    return config.lr_min + 0.5 * (config.lr - config.lr_min) * (1 + math.cos(math.pi * epoch / config.epochs))
+    """SGD's learning rate, a half cosine from lr towards lr_min (DARTS).
+
+    In the first lr_warmup epochs times (epoch + 1) / lr_warmup (PC-DARTS' train_search_imagenet.py).
+    """
+    cosine = config.lr_min + 0.5 * (config.lr - config.lr_min) * (1 + math.cos(math.pi * epoch / config.epochs))
+    return cosine * min(1.0, (epoch + 1) / config.lr_warmup) if config.lr_warmup else cosine
 
 
 def drop_rate(config: SearchConfig, epoch: int) -> float:

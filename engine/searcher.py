@@ -20,7 +20,7 @@ from ..profiles.room import ReadRoom
 from . import checkpoint, rundir, schedule
 from .assembly import build_learner
 from .batches import Batch
-from .budgeting import guard_of, probed
+from .budgeting import MakePlan, guard_of, probed, shared_plan
 from .config import SearchConfig, from_json
 from .derive import skip_count
 from .dist import Ranks, digest, ranks_here, share_of
@@ -44,7 +44,7 @@ from .steps import AlphaResult, Moment, WeightResult
 
 
 def search(
-    config: SearchConfig, *, out: Path | None = None, plan: Mapping[str, Any] | None = None,
+    config: SearchConfig, *, out: Path | None = None, plan: MakePlan | None = None,
     read_room: ReadRoom | None = None,
 ) -> SearchResult:  # fmt: skip
     """Search from the start, in a new run folder (runs/RECIPE-DATE by default).
@@ -52,7 +52,7 @@ def search(
     Args:
         config: what to search, and how.
         out: the new run folder.
-        plan: kept there as plan.json, where the configuration comes from one.
+        plan: makes the configuration that fits (see `shared_plan`); what it tells is kept there as plan.json.
         read_room: tells the memory that `config.budget` is held against; the device's own by default.
 
     Raises:
@@ -64,14 +64,17 @@ def search(
         with ranks.together("the configuration") as meeting:
             share_of(config, ranks.world)
             meeting.equal = digest(dataclasses.replace(config, data_root="").to_json().encode())
+        facts: Mapping[str, Any] | None = None
+        if plan is not None:
+            config, facts = shared_plan(config, ranks, plan)
 
         def create() -> RunFolder:
             return RunFolder.create(out or rundir.default_path(config.recipe), config, environment())
 
         folder = stack.enter_context(held(ranks, create))
         own_room = stack.enter_context(room_of(device))
-        if plan is not None and ranks.first:
-            folder.write_json(rundir.PLAN, dict(plan))
+        if facts is not None and ranks.first:
+            folder.write_json(rundir.PLAN, dict(facts))
         return _Run(folder, device, read_room or own_room, ranks).run(None)
 
 

@@ -20,12 +20,6 @@ def add_configuration(command: Any, keys: KeySet = KEYS, recipes: Mapping[str, A
     command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key that --keys lists")
     for name, field in keys.fields.items():
         if field.metadata["flag"]:
-            if field.default is True:
-                command.add_argument(
-                    f"--no-{name}", dest=name, action="store_const", const="false", default=argparse.SUPPRESS,
-                    help="do not " + field.metadata["help"],
-                )  # fmt: skip
-                continue
             allowed = keys.choices(name)
             command.add_argument(
                 f"--{name.replace('_', '-')}", default=argparse.SUPPRESS,

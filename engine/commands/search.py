@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..config import KEYS
+from ..config import KEYS, SearchConfig
 from ..recipes import demo
 from .configuration import add_configuration, config_of, given, refuse_beside_resume
 
@@ -36,16 +36,17 @@ def run(arguments: argparse.Namespace) -> str:
 
         return summary(resume(arguments.resume))
     config = config_of(arguments)
-    if "budget" not in vars(arguments):
-        from ..result import summary
-        from ..searcher import search
-
-        return summary(search(config, out=arguments.out))
-    from ..plan import plan_here
-    from ..plan_text import as_dict, brief
     from ..result import summary
     from ..searcher import search
 
-    made = plan_here(config, arguments.budget, pins=given(arguments)[1])
-    print(brief(made), flush=True)
-    return summary(search(made.config, out=arguments.out, plan=as_dict(made)))
+    if "budget" not in vars(arguments):
+        return summary(search(config, out=arguments.out))
+    from ..plan import plan_here
+    from ..plan_text import as_dict, brief
+
+    def plan(mine: SearchConfig) -> tuple[SearchConfig, dict[str, Any]]:
+        made = plan_here(mine, arguments.budget, pins=given(arguments)[1])
+        print(brief(made), flush=True)
+        return made.config, as_dict(made)
+
+    return summary(search(config, out=arguments.out, plan=plan))

@@ -206,9 +206,13 @@ def test_torchrun_starts_the_same_command(tmp_path):
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(ranks.free_port()),
         "-m", "msgdas.engine", "search", "demo", *flags(epochs=1, limit=8, warmup=0), "--out", str(run),
+        "--budget", "6GiB", "--set", "policy=min", "--set", "k=2", "--set", "mode=union",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=ranks.DEADLINE_S, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("derived cell:") == 1
+    # The plan is of one process's share of the batch, and made once.
+    assert done.stdout.count("plan") == 1 and json.loads((run / "plan.json").read_text())["plan"]["batch"] == 4
+    assert (RunFolder.open(run, from_json).config.batch, len(ranks.steps(run))) == (8, 1)
     with pytest.raises(RunFolderError, match="is not empty"):
         search(demo(**TINY), out=run)

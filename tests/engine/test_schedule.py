@@ -73,3 +73,10 @@ def test_the_drop_rate_goes_from_its_first_value_to_its_last():
     assert rates == pytest.approx([0.4, 0.3, 0.2, 0.1])
     constant = demo(epochs=4, warmup=0, dbi_rate=0.1, dbi_last=0.1)
     assert [schedule.drop_rate(constant, epoch) for epoch in range(4)] == pytest.approx([0.1] * 4)
+
+
+def test_the_learning_rate_rises_over_its_warm_up():
+    config = demo(epochs=10, lr=0.5, lr_min=0.0, lr_warmup=4)
+    plain = demo(epochs=10, lr=0.5, lr_min=0.0)
+    shares = [schedule.learning_rate(config, epoch) / schedule.learning_rate(plain, epoch) for epoch in range(10)]
+    assert shares == pytest.approx([0.25, 0.5, 0.75, *[1.0] * 7])
