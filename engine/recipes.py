@@ -53,8 +53,8 @@ def cifar10_nasbench201(**overrides: Any) -> SearchConfig:
 def imagenet_darts(**overrides: Any) -> SearchConfig:
     """PC-DARTS' search on ImageNet: 10 % and 2.5 % of each class, 224 px, batch 1024, alpha from epoch 35 of 50.
 
-    As its train_search_imagenet.py (yuhuixu1993/PC-DARTS b74702f); `--method pc-darts` has its partial channels and edge
-    weights. Its learning rate rises for five epochs where the batch is above 256; here always.
+    As its train_search_imagenet.py (yuhuixu1993/PC-DARTS b74702f); `--method pc-darts` has its partial channels and
+    edge weights. Its learning rate rises for five epochs where the batch is above 256; here always.
     """
     base = {
         "recipe": "imagenet-darts",
