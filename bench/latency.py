@@ -6,7 +6,6 @@ judge it beside the lookup table's sum and a line through the MACs.
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -20,7 +19,13 @@ from ..engine.latency_fit import fit, relative_error
 from ..engine.space import NASBENCH201
 from . import command
 from .gate import Gate
-from .results import append, provenance, row
+from .results import Row, provenance, row, show_and_keep
+
+PREDICTORS = {
+    "fitted": "ridge on the table's sum and the operations' numbers",
+    "lookup": "lookup table's sum",
+    "macs": "a line through the MACs",
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -38,25 +43,28 @@ def main(argv: Sequence[str]) -> int:
     errors, measured_ms = predicted(cells, size, repeats=arguments.repeats, threads=arguments.threads)
     facts = provenance(command.again("latency", argv), threads=arguments.threads)
     gate = Gate(True, {}, "predictions are held against measured networks")
-    settings = {"space": NASBENCH201.name, **asdict(size), "cells": len(cells), "seed": arguments.seed,
-                "repeats": arguments.repeats}  # fmt: skip
-    figures = {"relative_error": [errors["fitted"]], "median_ms": [statistics.median(measured_ms)]}
-    figures |= {f"relative_error_{name}": [errors[name]] for name in ("lookup", "macs")}
-    rows = [row("latency", "predictor", settings, figures, gate, facts)]
-    if arguments.out is not None:
-        append(arguments.out, rows)
-    if arguments.json:
-        print("\n".join(map(json.dumps, rows)))
-        return 0
-    print(
-        f"{len(cells)} random cells of {NASBENCH201.name}, C={size.channels}, {size.layers} cells, {size.image} px, "
-        f"batch 1, {arguments.threads} thread(s): {min(measured_ms):.3f} to {max(measured_ms):.3f} ms"
-    )
-    print(f"mean relative error on {len(cells) // 2} held-out cells")
-    for name, text in (("fitted", "ridge on the table's sum and the operations' numbers"),
-                       ("lookup", "lookup table's sum"), ("macs", "a line through the MACs")):  # fmt: skip
-        print(f"  {text:56} {errors[name]:6.1%}")
+    config = {**asdict(size), "of": NASBENCH201.name, "cells": len(cells), "seed": arguments.seed,
+              "repeats": arguments.repeats, "threads": arguments.threads}  # fmt: skip
+    figures = {f"relative_error_{name}": [error] for name, error in errors.items()} | {"latency_ms": measured_ms}
+    rows = [row("latency", "predictor", config, figures, gate, facts)]
+    show_and_keep(rows, line, as_json=arguments.json, out=arguments.out)
     return 0
+
+
+def line(found: Row) -> str:
+    """What people read of a run."""
+    config, figures = found["config"], found["figures"]
+    times = figures["latency_ms"]
+    errors = [f"  {text:56} {figures[f'relative_error_{name}']['median']:6.1%}" for name, text in PREDICTORS.items()]
+    return "\n".join([
+        f"{config['cells']} random cells of {config['of']}, C={config['channels']}, {config['layers']} cells, "
+        f"{config['image']} px, batch 1, {config['threads']} thread(s): {times['min']:.3f} to {times['max']:.3f} ms",
+        f"mean relative error on {config['cells'] // 2} held-out cells", *errors,
+    ])  # fmt: skip
+
+
+def table(rows: Sequence[Row]) -> str:
+    return "\n".join(map(line, rows))
 
 
 def distinct_cells(number: int, seed: int) -> list[Genotype]:

@@ -171,6 +171,17 @@ def line(found: Row) -> str:
     )
 
 
+def header(config: Mapping[str, Any]) -> str:
+    return (
+        f"random-resized crops of {config['image']} px, float32, {config['threads']} threads, medians of rounds\n"
+        f"{'loader':18} {'CPU ms/image':>14} {'images/s':>10} {'less CPU time':>9}"
+    )
+
+
+def table(rows: Sequence[Row]) -> str:
+    return "\n".join([header(rows[0]["config"]), *map(line, rows)])
+
+
 def main(argv: Sequence[str]) -> int:
     made = command.parser("loaders", __doc__)
     made.add_argument("--data", type=Path, required=True, metavar="DIR", help="a tree of class folders")
@@ -192,8 +203,7 @@ def main(argv: Sequence[str]) -> int:
     config = {"image": arguments.image, "batch": arguments.batch, "images": images, "threads": arguments.threads}
     facts = provenance(command.again("loaders", _nameless(argv)), threads=arguments.threads)
     if not arguments.json:
-        print(f"random-resized crops of {arguments.image} px, float32, {arguments.threads} threads, medians of rounds")
-        print(f"{'loader':18} {'CPU ms/image':>14} {'images/s':>10} {'less CPU time':>9}")
+        print(header(config))
     rows = (row("loaders", name, config, figures, gate, facts) for name, figures in found.items())
     show_and_keep(rows, line, as_json=arguments.json, out=arguments.out)
     return 0

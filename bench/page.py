@@ -18,7 +18,7 @@ from ..engine.cli import Parser
 from ..engine.draw import figure_bytes
 from ..engine.errors import DataError
 from ..engine.report_figures import MIB
-from . import command, gpu, kernels, memory, speed
+from . import command, gpu, kernels, latency, loaders, memory, speed, train
 from .figures import (
     Value,
     against_k,
@@ -37,12 +37,15 @@ from .page_text import (
     GPU,
     HEAD,
     KERNELS,
+    LATENCY,
+    LOADERS,
     MEMORY,
     NOTHING,
     PREDICTION,
     QUALITY,
     REGRESSIONS,
     SPEED,
+    TRAIN,
 )
 from .results import FOLDER, Row, append, latest, provenance, read
 from .variants import BASE, published, sampled, title
@@ -54,12 +57,27 @@ PUBLISHED_KEPT_MIB = 119.70
 # How many times less memory per image, and time of a step, ours should take than a method as published.
 ASKED = {"darts": (40.0, 10.0), "pc-darts": (13.0, 3.5), "gdas": (6.0, 1.4)}
 CIFAR = ("darts", 32)
-FILES = ("memory", "speed", "kernels", "quality", "ablations", "collapse", "gpu", "yardsticks")
-
-# A picture and the line below it.
-PICTURE = re.compile(r"!\[[^]]*\]\(([\w-]+)\.png\)\n(?:\*[^\n]*\n)?\n")
+FILES = (
+    "memory",
+    "speed",
+    "kernels",
+    "quality",
+    "ablations",
+    "collapse",
+    "loaders",
+    "latency",
+    "train",
+    "gpu",
+    "yardsticks",
+)
 
 Text = Callable[[Sequence[Row]], str]
+# Sections that come where there are rows of their kind.
+FURTHER: Mapping[str, tuple[str, Text]] = {
+    "loaders": (LOADERS, loaders.table), "latency": (LATENCY, latency.table), "train": (TRAIN, train.table),
+}  # fmt: skip
+# A picture and the line below it.
+PICTURE = re.compile(r"!\[[^]]*\]\(([\w-]+)\.png\)\n(?:\*[^\n]*\n)?\n")
 
 
 def results(folder: Path) -> list[Row]:
@@ -186,6 +204,7 @@ def page(rows: Sequence[Row], drawn: Collection[str]) -> str:
         *([COLLAPSE, collapse_text(_of(rows, "collapse"))] if _of(rows, "collapse") else []),
         KERNELS + _section(rows, ["kernels"], kernels.table, "kernels --parts cpu"),
         _section(rows, ["traffic"], kernels.table, "kernels --parts traffic"),
+        *(words + _section(rows, [kind], table, kind) for kind, (words, table) in FURTHER.items() if _of(rows, kind)),
         *([GPU, _section(rows, ["gpu"], gpu.table, "gpu")] if _of(rows, "gpu") else []),
         PREDICTION + _section(rows, ["prediction"], kernels.table, "kernels --parts predictions"),
         REGRESSIONS,

@@ -91,6 +91,31 @@ timed: bytes moved in Triton's interpreter against the least that the tensors al
 
 """
 
+LOADERS = """
+## Input
+
+CPU time of an image, file to normalised float32 crop: ImageFolder with Pillow and torchvision's transforms against both
+loaders of the project, in turn, the same crops for both of ours. Of wall-clock time nothing is said: ImageFolder runs
+in one process here.
+
+"""
+
+LATENCY = """
+## Latency
+
+CPU latency of whole derived networks, quickest of interleaved rounds; half of them fit the predictor of
+[resources.md](resources.md), the other half judge it.
+
+"""
+
+TRAIN = """
+## Training
+
+A step of a derived network with drop-path and auxiliary head ([training.md](training.md)) against the same network in
+plain eager NCHW; CPU time, in turn.
+
+"""
+
 GPU = """
 ## On a GPU
 

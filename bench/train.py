@@ -10,7 +10,7 @@ import copy
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -91,6 +91,18 @@ def line(found: Row) -> str:
     )
 
 
+def header(config: Mapping[str, Any]) -> str:
+    size = f"C={config['channels']}, {config['layers']} cells, batch {config['batch']}"
+    return (
+        f"a training step of {config['genotype']}, {size}, {config['threads']} thread(s), medians of rounds\n"
+        f"{'network':18} {'CPU s/step':>12} {'peak MiB':>10} {'faster':>9} {'of memory':>9}"
+    )
+
+
+def table(rows: Sequence[Row]) -> str:
+    return "\n".join([header(rows[0]["config"]), *map(line, rows)])
+
+
 def main(argv: Sequence[str]) -> int:
     made = command.parser("train", __doc__)
     made.add_argument("--genotype", default="DARTS_V2", metavar="NAME", help="published cell (default: DARTS_V2)")
@@ -116,8 +128,7 @@ def main(argv: Sequence[str]) -> int:
     config = {**size, "genotype": arguments.genotype, "threads": arguments.threads, "image": 32}
     facts = provenance(command.again("train", argv), threads=arguments.threads)
     if not arguments.json:
-        print(f"a training step of {arguments.genotype}, {size}, {arguments.threads} threads, medians of rounds")
-        print(f"{'network':18} {'CPU s/step':>12} {'peak MiB':>10} {'faster':>9} {'of memory':>9}")
+        print(header(config))
     rows = (row("train", name, config, figures, gate, facts) for name, figures in found.items())
     show_and_keep(rows, line, as_json=arguments.json, out=arguments.out)
     return 0

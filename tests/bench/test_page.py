@@ -138,6 +138,16 @@ def test_a_gpu_has_a_section_where_one_was_measured():
     assert "## On a GPU" not in page([*memory_rows()], ())
 
 
+def test_loaders_latency_and_training_have_sections_where_they_were_measured():
+    config = {"of": "nasbench201", "channels": 16, "layers": 3, "image": 32, "cells": 8, "threads": 1}
+    errors = {"relative_error_fitted": [0.02], "relative_error_lookup": [0.06], "relative_error_macs": [0.05]}
+    text = page(
+        [*memory_rows(), row("latency", "predictor", config, {**errors, "latency_ms": [1.0, 3.0]}, GREEN, FACTS)], ()
+    )
+    assert "## Latency" in text and "1.000 to 3.000 ms" in text and "  2.0%" in text
+    assert "## Training" not in text and "## Input" not in text
+
+
 def test_the_front_holds_what_nothing_beats_in_both():
     points = {"a": (1.0, 5.0), "b": (2.0, 3.0), "c": (3.0, 3.0), "d": (2.5, 4.0), "e": (4.0, 1.0), "f": (2.0, 3.0)}
     assert pareto(points) == ["a", "b", "f", "e"]
