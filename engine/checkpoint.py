@@ -20,7 +20,7 @@ import torch
 from torch._weights_only_unpickler import UnpicklingError  # type: ignore[attr-defined]
 
 from .config import SearchConfig
-from .errors import CheckpointError
+from .errors import CheckpointError, RunFolderError
 from .train_config import TrainConfig
 
 FORMAT = 1
@@ -90,6 +90,31 @@ def save(run: Path, step: int, state: dict[str, Any], config: SearchConfig | Tra
     for old in _folders(run)[config.keep :]:
         shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def keep(
+    run: Path, step: int, state: dict[str, Any], config: SearchConfig | TrainConfig, *, verb: str, last: bool
+) -> str | None:
+    """Write a checkpoint; a full disk ends a run only where nothing would come after. The warning of one that goes on.
+
+    Args:
+        run, step, state, config: see `save`.
+        verb: the command that goes on with it, `search` or `train`.
+        last: whether nothing comes after.
+
+    Raises:
+        RunFolderError: the last one cannot be saved.
+    """
+    try:
+        save(run, step, state, config)
+    except OSError as error:
+        if last:
+            raise RunFolderError(
+                f"cannot save the checkpoint of step {step}", got=error.strerror or str(error),
+                allowed="room on the disk", next=f"free some, then msgdas {verb} --resume {run}",
+            ) from None  # fmt: skip
+        return f"warning: no checkpoint at step {step} ({error}); the run goes on"
+    return None
 
 
 def clean(run: Path) -> None:

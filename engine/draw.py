@@ -138,17 +138,23 @@ def draw_cells(genotype: Genotype) -> Figure:
     width = max(layout.width for layout in layouts) + 2 * MARGIN
     height = sum(layout.height for layout in layouts) + CELL_GAP * (len(layouts) - 1) + 2 * MARGIN
     with matplotlib.rc_context(DETERMINISTIC):
-        figure = Figure(figsize=(width, height), facecolor=PAPER)
-        FigureCanvasAgg(figure)
-        axes = figure.add_axes((0, 0, 1, 1))
-        axes.set_xlim(0, width)
-        axes.set_ylim(height, 0)
-        axes.set_axis_off()
+        figure, axes = _sheet(width, height)
         top = MARGIN
         for spec, layout in zip(specs, layouts, strict=True):
             _draw_cell(axes, genotype, spec, layout, top)
             top += layout.height + CELL_GAP
     return figure
+
+
+def _sheet(width: float, height: float) -> tuple[Figure, Axes]:
+    """Empty paper, its unit an inch, its origin the upper left corner."""
+    figure = Figure(figsize=(width, height), facecolor=PAPER)
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
+    axes.set_axis_off()
+    return figure, axes
 
 
 def draw_chain(genotype: Genotype) -> Figure:
@@ -160,12 +166,7 @@ def draw_chain(genotype: Genotype) -> Figure:
     width = 2 * MARGIN + STAGE_WIDTH + longest * pitch
     height = 2 * MARGIN + TITLE_HEIGHT + STAGE_PITCH * len(chain.stages)
     with matplotlib.rc_context(DETERMINISTIC):
-        figure = Figure(figsize=(width, height), facecolor=PAPER)
-        FigureCanvasAgg(figure)
-        axes = figure.add_axes((0, 0, 1, 1))
-        axes.set_xlim(0, width)
-        axes.set_ylim(height, 0)
-        axes.set_axis_off()
+        figure, axes = _sheet(width, height)
         title: dict[str, Any] = {"color": INK, "fontsize": 13, "fontweight": "bold", "va": "center"}
         axes.text(MARGIN, MARGIN + 0.1, f"{genotype.space} chain, {len(genotype.layers)} layers", **title)
         note: dict[str, Any] = {"color": FAINT_INK, "fontsize": 8.5, "va": "center"}

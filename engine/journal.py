@@ -17,7 +17,6 @@ from .checkpoint import Checkpoint
 from .config import from_json
 from .dist import Ranks
 from .draw import save_cells
-from .errors import RunFolderError
 from .feeding import changed_feeder
 from .genotype import Genotype
 from .halves import Halves
@@ -191,12 +190,6 @@ class Journal:
         """
         if not self.writes:
             return
-        try:
-            checkpoint.save(self.folder.path, step, state(), self.folder.config)
-        except OSError as error:
-            if last:
-                raise RunFolderError(
-                    f"cannot save the checkpoint of step {step}", got=error.strerror or str(error),
-                    allowed="room on the disk", next=f"free some, then msgdas search --resume {self.folder.path}",
-                ) from None  # fmt: skip
-            self.note(f"warning: no checkpoint at step {step} ({error}); the search goes on")
+        warning = checkpoint.keep(self.folder.path, step, state(), self.folder.config, verb="search", last=last)
+        if warning is not None:
+            self.note(warning)

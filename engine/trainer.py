@@ -22,7 +22,7 @@ from . import checkpoint, rundir
 from .batches import ALONE, Batches, dataset_fingerprint, generator
 from .data import load
 from .environment import environment
-from .errors import CheckpointError, InterruptedSearchError, RunFolderError
+from .errors import CheckpointError, InterruptedSearchError
 from .feeding import Feed
 from .guard import room_of
 from .images import Encoded
@@ -232,15 +232,9 @@ class _Run:
 
     def _save(self, *, last: bool = False) -> None:
         """Write a checkpoint; a full disk ends the training only where nothing would come after."""
-        try:
-            checkpoint.save(self.folder.path, self.step, self._state(), self.config)
-        except OSError as error:
-            if last:
-                raise RunFolderError(
-                    f"cannot save the checkpoint of step {self.step}", got=error.strerror or str(error),
-                    allowed="room on the disk", next=f"free some, then msgdas train --resume {self.folder.path}",
-                ) from None  # fmt: skip
-            self.progress.note(f"warning: no checkpoint at step {self.step} ({error}); the training goes on")
+        warning = checkpoint.keep(self.folder.path, self.step, self._state(), self.config, verb="train", last=last)
+        if warning is not None:
+            self.progress.note(warning)
 
     def _interrupt(self) -> NoReturn:
         assert self.stop.raised is not None
