@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -18,6 +19,9 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 # Without one image in this time a batch is given up: network file systems come back within it or not at all (ours).
 STALL_S = 300.0
+# What `close` waits for threads that still end a task: one that the interpreter meets inside a torch operator while it
+# shuts down aborts the process, so those that can end are let end; one that hangs in a read is left behind (ours).
+CLOSE_S = 5.0
 # Pieces of a batch per worker: enough that one slow image does not leave the others idle (ours).
 PIECES = 4
 
@@ -41,14 +45,20 @@ class Workers:
     def __init__(self, count: int, *, stall_s: float = STALL_S) -> None:
         self.count, self.stall_s = count, stall_s
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        for number in range(self.count):
-            # One that hangs in a read must not keep the program from ending.
-            threading.Thread(target=self._serve, name=f"images-{number}", daemon=True).start()
+        # Daemons: one that hangs in a read must not keep the program from ending.
+        self._threads = [
+            threading.Thread(target=self._serve, name=f"images-{number}", daemon=True) for number in range(self.count)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
-        """End the threads as soon as they have done what was given to them."""
+        """End the threads when they have done what was given to them; ones that hang are given `CLOSE_S`."""
         for _ in range(self.count):
             self._tasks.put(None)
+        end = time.monotonic() + CLOSE_S
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item], name_of: Callable[[Item], str]) -> list:
         """`function` of every item, in order.

@@ -6,6 +6,7 @@ import io
 import os
 import re
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -256,6 +257,16 @@ def test_a_file_that_never_comes_is_named(tmp_path: Path) -> None:
         pass
     workers.close()
     feed.close()
+
+
+def test_closing_waits_for_threads_that_still_work() -> None:
+    workers = Workers(1, stall_s=0.05)
+    (thread,) = [thread for thread in threading.enumerate() if thread.name.startswith("images-")][-1:]
+    with pytest.raises(DataError, match="hangs"):
+        workers.map(lambda number: time.sleep(0.5), [0], str)
+    assert thread.is_alive()
+    workers.close()
+    assert not thread.is_alive()
 
 
 def test_the_first_error_by_order_is_raised_and_threads_end() -> None:
