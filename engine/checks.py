@@ -231,12 +231,18 @@ def check_estimator(config: SearchConfig) -> None:
 
 def _check_widest(config: SearchConfig) -> None:
     """Where edges have unequally many candidates, more than the fewest only in the mixture of all of them."""
-    fewest = space_named(config.space).fewest_candidates(with_none=config.with_none)
-    mixture = config.mode == "union" and config.gate != "score" and config.relaxation in ("shared", "plain", "sigmoid")
-    apart = config.mode_weights == "subgraphs" and (config.k_weights or config.k) > fewest
-    if config.k > fewest and (apart or not mixture):
+    if too_wide(config, config.k, config.mode):
+        fewest = space_named(config.space).fewest_candidates(with_none=config.with_none)
         raise ConfigError(
             f"some edges of space {config.space} have {fewest} candidates",
             got=f"k {config.k}, mode {config.mode}, relaxation {config.relaxation}, gate {config.gate}",
             allowed=f"k 1 to {fewest}, or a union with relaxation shared, plain or sigmoid", next=f"--k {fewest}",
         )  # fmt: skip
+
+
+def too_wide(config: SearchConfig, k: int, mode: str) -> bool:
+    """Whether a mode cannot draw K operations on the edges with the fewest candidates; all else is `config`'s."""
+    fewest = space_named(config.space).fewest_candidates(with_none=config.with_none)
+    mixture = mode == "union" and config.gate != "score" and config.relaxation in ("shared", "plain", "sigmoid")
+    apart = config.mode_weights == "subgraphs" and (config.k_weights or k) > fewest
+    return k > fewest and (apart or not mixture)

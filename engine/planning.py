@@ -18,7 +18,7 @@ import torch
 from ..profiles.budget import Budget
 from ..profiles.planner import MARGIN, Choices, Plan, Setting, Surface, best_of, plan, usable_bytes
 from ..profiles.predictor import Prediction, Speed
-from .checks import POLICIES
+from .checks import POLICIES, too_wide
 from .config import SearchConfig, build, doubled_to, stages_of
 from .errors import ConfigError
 from .filelist import training_root
@@ -189,10 +189,11 @@ class Planner:
         batches = (config.batch, config.batch) if "batch" in pins else (2, most)
         policies = (config.policy,) if "policy" in pins or config.policy == "autograd" else BY_MEMORY
         modes: Sequence[str] = (config.mode,) if "mode" in pins else ("union", "subgraphs")
-        ks: Sequence[int] = (config.k,) if "k" in pins or config.k_schedule[:1].isdigit() else ks_of(config)
-        if config.teacher == "ensemble":
-            modes, ks = ("subgraphs",), [k for k in ks if k > 1]
-        ks = [k for k in ks if len(stages_of(k, config.k_schedule)) <= config.epochs]
+        if "k" in pins or config.k_schedule[:1].isdigit():
+            ks: Sequence[int] = (config.k,)
+            modes = [mode for mode in modes if not too_wide(config, config.k, mode)]
+        else:
+            ks = ks_of(config, modes)
         if config.teacher == "ensemble":
             modes, ks = ("subgraphs",), [k for k in ks if k > 1]
         ks = [k for k in ks if len(stages_of(k, config.k_schedule)) <= config.epochs]
@@ -333,9 +334,13 @@ def methods_named(text: str) -> tuple[str, ...]:
     return tuple(method_named(name.strip()).name for name in text.split(",")) if text else TABLE_METHODS
 
 
-def ks_of(config: SearchConfig) -> tuple[int, ...]:
-    """1, 2, 4 and so on, and all candidates of an edge."""
-    return doubled_to(space_named(config.space).candidates_per_edge(with_none=config.with_none))
+def ks_of(config: SearchConfig, modes: Sequence[str] = ("union",)) -> tuple[int, ...]:
+    """1, 2, 4 and so on, and all candidates of an edge, or as many as all of the modes can draw on every edge."""
+    space = space_named(config.space)
+    most = space.candidates_per_edge(with_none=config.with_none)
+    if any(too_wide(config, most, mode) for mode in modes):
+        most = space.fewest_candidates(with_none=config.with_none)
+    return doubled_to(most)
 
 
 def classes_of(config: SearchConfig) -> int:

@@ -29,6 +29,7 @@ from .allocations import measured_peak_bytes
 MIB = 1 << 20
 MOST_IMAGES = 1 << 14
 SIZES = {"channels": 4, "layers": 3, "image": 16, "batch": 8}
+CHAIN = {"space": "imagenet-mobile", "layers": 21, "channels": 8, "image": 32}
 FLOPS = {"float32": 1e11, "float64": 5e10}
 PROCESSOR = Machine("a processor", False, 1 << 40, 1 << 40, 1e10, FLOPS)
 GPU = dataclasses.replace(PROCESSOR, name="a GPU", cuda=True, arch=89, context_bytes=3 * MIB)
@@ -253,6 +254,10 @@ def test_methods_that_take_the_same_step_share_their_rows():
 def test_what_a_plan_asks_of_a_configuration():
     assert ks_of(demo(with_none=False)) == (1, 2, 4, 7)
     assert ks_of(demo()) == (1, 2, 4, 8) and ks_of(demo(space="nasbench201", layers=3)) == (1, 2, 4, 5)
+    mobile = demo(space="imagenet-mobile", layers=21, image=32)
+    assert ks_of(mobile) == (1, 2, 4, 6) and planner_of(**CHAIN).choices().ks == (1, 2, 4, 6)
+    assert ks_of(demo(space="imagenet-mobile", layers=21, image=32, method="darts", k=7)) == (1, 2, 4, 7)
+    assert planner_of(**CHAIN, method="darts", k=7).choices().ks == (7,)
     assert classes_of(demo(data="cifar100")) == 100 and classes_of(demo(data="imagefolder:/nowhere")) == 1000
 
 
