@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -256,3 +257,24 @@ def test_closed_stdout_is_no_error():
 def test_debug_shows_the_traceback():
     with pytest.raises(cli.ConfigError):
         main(["search", "--k", "0", "--debug"])
+
+
+@pytest.mark.parametrize(("words", "code"), [(["search", "--keys"], 0), (["search", "--set", "k=0"], 2)])
+def test_one_of_many_processes_leaves_before_the_interpreter_ends(words: list[str], code: int) -> None:
+    program = (
+        "import atexit, sys; atexit.register(print, 'the interpreter ends')\n"
+        f"from msgdas.engine.cli import run; sys.argv[1:] = {words!r}; run()"
+    )
+    for world in ("1", "2"):
+        environment = os.environ | {
+            "RANK": "0",
+            "WORLD_SIZE": world,
+            "LOCAL_RANK": "0",
+            "LOCAL_WORLD_SIZE": world,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": "1",
+        }
+        ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+        assert ended.returncode == code, ended.stderr
+        assert ("msgdas: k is" in ended.stderr) if code else ("recipe =" in ended.stdout)
+        assert ("the interpreter ends" in ended.stdout) == (world == "1")
