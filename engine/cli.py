@@ -15,7 +15,7 @@ from importlib.metadata import version
 from typing import Any, NoReturn
 
 from ..profiles.errors import BudgetError, ProfileError
-from .commands import data, doctor, eval, latency, plan, profile, search, show, train
+from .commands import data, doctor, eval, export, latency, plan, profile, search, show, train
 from .errors import (
     CheckpointError,
     ConfigError,
@@ -36,6 +36,7 @@ COMMANDS: dict[str, Any] = {
     "search": search,
     "train": train,
     "eval": eval,
+    "export": export,
     "plan": plan,
     "show": show,
     "latency": latency,

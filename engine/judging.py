@@ -5,18 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import sys
 from pathlib import Path
 
 import torch
 
-from . import checkpoint
-from .errors import CheckpointError, ConfigError
+from .errors import ConfigError
 from .implementation import device_of
-from .rundir import RunFolder
 from .scoring import judge_of, score
 from .student import Student
-from .train_config import from_json
+from .trained import trained
 
 
 def judge(
@@ -36,15 +33,7 @@ def judge(
         CheckpointError: no checkpoint, or none that is whole and of this genotype and configuration.
         DataError: as `data.load`.
     """
-    config = RunFolder.open(run, from_json).config
-    found = checkpoint.load(run, config)
-    if found is None:
-        raise CheckpointError(
-            f"{run} has no checkpoint yet", got="none", allowed="a training with one finished epoch",
-            next=f"msgdas train --resume {run}",
-        )  # fmt: skip
-    for warning in found.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+    config, found = trained(run)
     wanted = dataclasses.replace(
         config, data=data or config.data, device=device or config.device, data_list="" if data else config.data_list
     )
