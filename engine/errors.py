@@ -51,7 +51,7 @@ class NoDeviceError(EngineError):
 
 
 class GateError(EngineError):
-    """Results that differ from plain autograd's, found before anything was measured."""
+    """Results that differ from plain autograd's before a measurement, or a file's from the network's that it holds."""
 
 
 class InterruptedSearchError(EngineError):

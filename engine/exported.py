@@ -26,8 +26,10 @@ from .train_config import TrainConfig
 from .trained import trained
 
 FORMAT = "msgdas-network-1"
-# Beyond fp32's own error against fp64, in units of the largest logit (ours).
+# What an error may be beyond fp32's own against fp64, in units of the largest logit less its bias (ours).
 SLACK = 1e-5
+# And for adding the bias, in units of the largest logit.
+ROUNDING = 4 * torch.finfo(torch.float32).eps
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +144,11 @@ class Comparison:
         with torch.no_grad():
             self._truth_BC = copy.deepcopy(subject.network).double()(self.images_BCHW.double())
             own = (subject.network(self.images_BCHW) - self._truth_BC).abs().max().item()
-        self._allowed = own + SLACK * max(1.0, self._truth_BC.abs().max().item())
+            of_images = (self._truth_BC - subject.network.classifier.bias.double()).abs().max().item()
+        self._allowed = own + SLACK * of_images + ROUNDING * self._truth_BC.abs().max().item()
 
     def check(self, what: str, logits_BC: Tensor) -> float:
-        """The largest error of logits against fp64, which may be fp32's own and 1e-5 of the largest logit.
+        """The largest error of logits against fp64, which may be fp32's own and some rounding.
 
         Raises:
             GateError: it is larger.
