@@ -14,8 +14,9 @@ from .implementation import device_of
 from .machine import machine_named, processor
 from .plan_figure import plan_figure
 from .plan_text import as_dict, markdown, text
-from .planning import SearchPlan, methods_named, plan_search
+from .planning import methods_named, plan_search
 from .rundir import PLAN
+from .search_plan import SearchPlan
 
 FOLDER = Path("runs/plan")
 

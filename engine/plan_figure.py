@@ -10,8 +10,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from .plan_text import MIB, short_policy
-from .planning import BY_MEMORY, Row, SearchPlan
+from .planning import BY_MEMORY
 from .report_figures import BLUE, FAINT_INK, GREEN, INK, ORANGE, PURPLE, RED, STYLE, chart
+from .search_plan import Row, SearchPlan
 
 COLOURS = dict(zip(BY_MEMORY, (GREEN, BLUE, PURPLE, ORANGE), strict=True))
 

@@ -12,7 +12,7 @@ from ..profiles.predictor import Prediction
 from ..profiles.trace import CATEGORIES
 from .config import FIELDS
 from .method import method_named
-from .planning import Row, SearchPlan
+from .search_plan import Row, SearchPlan
 
 MIB = 1 << 20
 SHORT = {"parameters": "param", "gradients": "grad", "optimizer": "optim", "images": "image", "kept": "kept",
@@ -81,7 +81,7 @@ def _flags(made: SearchPlan) -> str:
     setting, fixed = made.plan.setting, method_named(made.config.method).fixed
     flags = [f"--{name} {getattr(setting, name)}" for name in ("k", "batch", "policy", "mode") if name not in fixed]
     # These are options of a plan alone.
-    keys = {"dtype": setting.dtype, "k_schedule": made.config.k_schedule}
+    keys = {"dtype": setting.dtype, "k_schedule": made.config.k_schedule, "prefetch": made.config.prefetch}
     flags += [f"--set {name}={value}" for name, value in keys.items() if value != FIELDS[name].default]
     return " ".join(flags)
 

@@ -10,27 +10,30 @@ import functools
 import multiprocessing
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from ..profiles.budget import Budget
-from ..profiles.planner import MARGIN, Choices, Plan, Setting, Surface, best_of, plan, usable_bytes
+from ..profiles.errors import BudgetError
+from ..profiles.planner import MARGIN, Choices, Setting, Surface, best_of, plan, usable_bytes
 from ..profiles.predictor import Prediction, Speed
 from .checks import POLICIES, too_wide
 from .config import SearchConfig, build, doubled_to, stages_of
 from .errors import ConfigError
 from .filelist import training_root
 from .implementation import choose, resolve
-from .inputs import encoded
+from .inputs import device_pool_bytes, encoded
 from .machine import GRAPH_LAUNCH_S, HOST_LAUNCH_S, OLDEST_TRITON_ARCH, Machine
 from .measured import device_ratio
 from .method import METHODS, method_named
 from .prediction import TOLERANCES, Impl, QuickProbe, SearchProbe, StagedProbe, Target, spread
+from .search_plan import Row, SearchPlan
 from .space import space_named
 
 # What a plan decides where the user did not.
+# Batches made ahead that a plan goes up to where memory is left (ours).
+MOST_AHEAD = 4
 PLANNED = ("k", "batch", "policy", "mode", "dtype")
 # From the one that keeps the least to the one that keeps the most.
 BY_MEMORY = tuple(reversed(POLICIES))
@@ -50,60 +53,6 @@ SPREAD_DRAWS = 12
 CLASSES = {"cifar100": 100}
 # Of a folder of images that is not there, and of archives, which are not opened for a plan.
 IMAGENET_CLASSES = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the table: a setting at the wanted batch, and how far its batch could grow.
-
-    Attributes:
-        method: its name.
-        setting: K, batch, policy, mode, dtype.
-        prediction: for it.
-        largest_batch: the largest that fits the budget, None where not even two images do.
-    """
-
-    method: str
-    setting: Setting
-    prediction: Prediction
-    largest_batch: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class SearchPlan:
-    """A plan for a search on a machine.
-
-    Attributes:
-        config: what to search with.
-        machine: where.
-        budget: as it was asked for.
-        budget_bytes: what that is here.
-        target: how the machine runs it.
-        plan: the choice and its reasons.
-        most_batch: the largest batch that was looked at.
-        stages: K of the schedule and what is predicted for it, in the order of the search; one without a schedule.
-        spread_bytes: peaks of some draws, in rising order; empty where every sample takes the same.
-        rows: the table, empty unless it was asked for.
-        alike: for methods of the table those that take what they take.
-        left_out: why methods are not in it.
-    """
-
-    config: SearchConfig
-    machine: Machine
-    budget: Budget
-    budget_bytes: int
-    target: Target
-    plan: Plan
-    most_batch: int
-    stages: tuple[tuple[int, Prediction], ...] = ()
-    spread_bytes: tuple[int, ...] = ()
-    rows: tuple[Row, ...] = ()
-    alike: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    left_out: tuple[str, ...] = ()
-
-    @property
-    def limit_bytes(self) -> int:
-        return usable_bytes(self.budget_bytes, MARGIN)
 
 
 class Planner:
@@ -132,6 +81,7 @@ class Planner:
     ) -> None:  # fmt: skip
         self.config, self.machine, self.budget = config, machine, budget
         self.pins = set(pins) & set(PLANNED) | set(method_named(config.method).fixed)
+        self._given = tuple(pins)
         self.budget_bytes = machine.bytes_of(budget)
         self.target = target_of(config, machine)
         if like is not None and like.target == self.target:
@@ -150,15 +100,51 @@ class Planner:
             BudgetError: nothing fits.
         """
         choices = self.choices()
-        found = plan(self._stages, self.budget_bytes, choices, exact=self._exact)
+        try:
+            found = plan(self._stages, self.budget_bytes, choices, exact=self._exact)
+        except BudgetError:
+            if not self._ahead_costs(self.config.batch):
+                raise
+            leaner = dataclasses.replace(self.config, prefetch=self.config.prefetch - 1)
+            return Planner(leaner, self.machine, self.budget, self._given).plan()
         if self.dtype != self.config.dtype:
             why = f"{self.dtype}: half the bytes of {self.config.dtype}, which --dtype {self.config.dtype} keeps"
             found = dataclasses.replace(found, why=(*found.why, why))
         config = dataclasses.replace(self.config, **dataclasses.asdict(found.setting))
         by_k = self._exact.stages(*dataclasses.astuple(found.setting))
-        return SearchPlan(
+        made = SearchPlan(
             config, self.machine, self.budget, self.budget_bytes, self.target, found, choices.max_batch,
             tuple((k, by_k[k]) for k in config.k_stages),
+        )  # fmt: skip
+        return self._further_ahead(made)
+
+    def _ahead_costs(self, batch: int) -> int:
+        """Device bytes of one batch more that is made ahead; 0 where it costs none, is given, or there is none."""
+        if not self.target.cuda or "prefetch" in self._given or not self.config.prefetch:
+            return 0
+        value_bytes = getattr(torch, self.dtype).itemsize
+        one, none = (
+            device_pool_bytes(dataclasses.replace(self.config, prefetch=ahead), batch, value_bytes) for ahead in (1, 0)
+        )
+        return one - none
+
+    def _further_ahead(self, made: SearchPlan) -> SearchPlan:
+        """With as many batches made ahead as the memory that is left has room for, MOST_AHEAD at most."""
+        each = self._ahead_costs(made.config.batch)
+        left_bytes = made.limit_bytes - made.plan.prediction.needed_bytes
+        ahead = min(MOST_AHEAD, made.config.prefetch + left_bytes // each) if each else made.config.prefetch
+        if ahead <= made.config.prefetch:
+            return made
+
+        def more(found: Prediction) -> Prediction:
+            extra = (ahead - made.config.prefetch) * each
+            return dataclasses.replace(found, workspace_bytes=found.workspace_bytes + extra)
+
+        why = f"prefetch {ahead}: the memory that is left has room for so many batches ahead"
+        found = dataclasses.replace(made.plan, prediction=more(made.plan.prediction), why=(*made.plan.why, why))
+        return dataclasses.replace(
+            made, config=dataclasses.replace(made.config, prefetch=ahead), plan=found,
+            stages=tuple((k, more(prediction)) for k, prediction in made.stages),
         )  # fmt: skip
 
     def spread(self, made: SearchPlan) -> tuple[int, ...]:

@@ -267,3 +267,29 @@ def test_machines_by_name():
     assert not machine_named("cpu").cuda
     with pytest.raises(ProfileError, match="rtx-4090"):
         machine_named("rtx-4091")
+
+
+def test_batches_ahead_take_what_is_left_and_give_way_first(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+    data = {"data": f"imagefolder:{tmp_path}/photos", "crop": "resized", "loader": "dali", "image": 64}
+    config = demo(**{**SIZES, **data, "k": 2, "policy": "min", "mode": "union"})
+    pins = {"k", "policy", "mode", "batch"}
+
+    def ahead(budget_bytes, pinned=pins):
+        return Planner(config, dataclasses.replace(GPU, memory_bytes=budget_bytes, free_bytes=budget_bytes),
+                       Budget(), pinned).plan()  # fmt: skip
+
+    roomy = ahead(1 << 33)
+    assert roomy.config.prefetch == 4 and "prefetch 4" in " ".join(roomy.plan.why)
+    needs = [ahead(1 << 33, pins | {"prefetch"}).plan.prediction.needed_bytes]
+    assert ahead(1 << 33, pins | {"prefetch"}).config.prefetch == config.prefetch == 2
+    one_bytes = (roomy.plan.prediction.needed_bytes - needs[0]) // 2
+    assert one_bytes == 2 * 8 * 3 * 64 * 64 * 4
+    tight = next(
+        size for size in range(needs[0], 2 * needs[0], one_bytes // 4) if usable_bytes(size, MARGIN) >= needs[0]
+    )
+    assert ahead(tight).config.prefetch == 2
+    assert ahead(tight - one_bytes).config.prefetch == 1
+    with pytest.raises(BudgetError):
+        ahead(tight - one_bytes, pins | {"prefetch"})
