@@ -17,7 +17,7 @@ from .atomic import write_atomically
 from .config import SearchConfig, from_json, resolved_teacher
 from .draw import alpha_heatmap, draw_cells
 from .errors import GenotypeError
-from .genotype import Genotype
+from .genotype import CHAINS, Genotype
 from .genotype_text import format_tuple_text
 from .history import Epoch, History
 from .report_memory import charts_html, figure_html, memory_html
@@ -165,9 +165,15 @@ def _cells(run: _Run) -> str:
     trouble = f'<p class="alarm">{escaped(run.trouble)}</p>' if run.trouble else ""
     if run.genotype is None:
         return trouble + nothing("No cell yet: the first is derived at the end of the first epoch.")
-    when = "The cells the search found." if run.is_answer else f"The cells after epoch {len(run.history.epochs)}."
-    caption = f"{when} Numbers in circles are states; a genotype's pairs name them as inputs."
-    return trouble + figure_html(draw_cells(run.genotype), "cells", "Derived cells", caption, wide=True)
+    what, title, read = (
+        "cells",
+        "Derived cells",
+        "Numbers in circles are states; a genotype's pairs name them as inputs.",
+    )
+    if run.genotype.space in CHAINS:
+        what, title, read = "layers", "Derived chain", "An arc is a layer's shortcut."
+    when = f"The {what} the search found." if run.is_answer else f"The {what} after epoch {len(run.history.epochs)}."
+    return trouble + figure_html(draw_cells(run.genotype), "cells", title, f"{when} {read}", wide=True)
 
 
 def _curves(run: _Run) -> str:
