@@ -74,7 +74,8 @@ def table_text(rows: Sequence[dict[str, Any]]) -> str:
             continue
         curves = [[row["skips"][round(moment * len(row["skips"])) - 1] for row in own] for moment in MOMENTS]
         means = [summary(values) for values in (*curves, [100 * row["val_accuracy"][-1] for row in own])]
-        cells = "".join(f"{f'{found.mean:.1f} +- {found.sd:.1f}':>15}" for found in means)
+        spreads = [f" +- {found.sd:.1f}" if found.n > 1 else "" for found in means]
+        cells = "".join(f"{f'{found.mean:.1f}{spread}':>15}" for found, spread in zip(means, spreads, strict=True))
         lines.append(f"{f'{space}, {dbi}':32} {len(own):2} {cells}")
     return "\n".join(lines)
 
