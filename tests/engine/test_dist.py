@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import ast
+import os
 import socket
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -53,10 +56,8 @@ def test_a_rung_is_shared_out_and_comes_back():
     assert Rung(1, ("min",), 2).share(2).over(2) == Rung(2, ("min",), 2)
 
 
-def _talk(rank: int, port: int, answers: Any) -> None:
+def _talk(rank: int, port: int) -> None:
     """One of two processes: every kind of meeting, and what came of it."""
-    import os
-
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
     found: dict[str, Any] = {}
     with Ranks(Place(rank, 2, rank, 2), timeout_s=120) as ranks:
@@ -80,7 +81,7 @@ def _talk(rank: int, port: int, answers: Any) -> None:
             ranks.most(f"place {rank}", 0)
         except RanksError as error:
             found["places"] = str(error)
-    answers.put((rank, found))
+    print(repr(found))
 
 
 def _no_memory() -> None:
@@ -97,15 +98,13 @@ def answers() -> list[dict[str, Any]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    processes = [context.Process(target=_talk, args=(rank, port, queue)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    found = dict(queue.get(timeout=400) for _ in processes)
-    for process in processes:
-        process.join()
-    return [found[0], found[1]]
+    command = [sys.executable, __file__]
+    processes = [
+        subprocess.Popen([*command, str(rank), str(port)], stdout=subprocess.PIPE, text=True) for rank in range(2)
+    ]
+    said = [process.communicate(timeout=400)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    return [ast.literal_eval(text) for text in said]
 
 
 def test_sampled_rows_alone_travel_and_all_ranks_have_the_mean(answers):
@@ -133,3 +132,7 @@ def test_ranks_that_differ_or_are_elsewhere_are_named(answers):
         name, text = found["equal"]
         assert name == "RanksError" and "process 1 unlike process 0" in text
         assert "process 1 not where process 0 is" in found["places"]
+
+
+if __name__ == "__main__":
+    _talk(int(sys.argv[1]), int(sys.argv[2]))
