@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -168,16 +169,25 @@ def test_a_killed_check_goes_on(tmp_path: Path) -> None:
     assert len(found.clean.entries) == 40
 
 
-def kill_workers(times: int) -> threading.Thread:
-    """Kills the first workers that there are, one after the other."""
+def kill_readers(pipe: Path, times: int, then: Path | None) -> threading.Thread:
+    """Kills the worker that reads the pipe, as often as that; before the last time `then` takes the pipe's place."""
 
     def kill() -> None:
-        for _ in range(times):
-            while not (children := multiprocessing.active_children()):
-                time.sleep(0.001)
-            time.sleep(0.05)
-            os.kill(children[0].pid or 0, signal.SIGKILL)
-            children[0].join()
+        for left in reversed(range(times)):
+            while True:
+                try:
+                    writer = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+                    break
+                except OSError:  # Nobody reads it yet.
+                    time.sleep(0.005)
+            if then is not None and not left:
+                os.replace(then, pipe)
+            os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+            gone = select.poll()
+            gone.register(writer, select.POLLERR)
+            while not gone.poll(1000):
+                pass
+            os.close(writer)
 
     thread = threading.Thread(target=kill)
     thread.start()
@@ -188,15 +198,13 @@ def kill_workers(times: int) -> threading.Thread:
 def test_a_worker_that_dies_twice_at_a_file_names_it_and_the_others_are_examined(
     tmp_path: Path, deaths: int, bad: str
 ) -> None:
-    paths = [str(picture(tmp_path / f"{n}.jpg", n)) for n in range(3)]
-    killer = kill_workers(deaths)
+    os.mkfifo(tmp_path / "0.jpg")
+    paths = [str(tmp_path / "0.jpg"), *(str(picture(tmp_path / f"{n}.jpg", n)) for n in (1, 2))]
+    killer = kill_readers(Path(paths[0]), deaths, None if bad else picture(tmp_path / "later" / "0.jpg", 0))
     with Examiners(1) as examiners:
-        found = dict(examiners.verdicts(paths[:1] if deaths == 2 else paths))
+        found = dict(examiners.verdicts(paths))
     killer.join()
-    assert found[paths[0]].bad == bad
-    assert not any(found[path].bad for path in found if path != paths[0])
-    with Examiners(2) as examiners:
-        assert not any(verdict.bad for _, verdict in examiners.verdicts(paths))
+    assert [found[path].bad for path in paths] == [bad, "", ""]
 
 
 def test_a_file_that_takes_too_long_is_named_and_the_others_are_examined(tmp_path: Path) -> None:
