@@ -1,8 +1,9 @@
 """NVIDIA DALI as the decoder: the only module that imports it.
 
-Windows, flips and colours are drawn by `crops`; DALI only decodes, cuts and resizes what it is told, so that it has no
-state to keep. Decoding is fused with the cut: rows below a window are not decoded. Without a GPU its CPU operators run;
-on CUDA the JPEGs are decoded there (`mixed`) and the batch stays there.
+Windows, flips and colours are drawn by `crops`; DALI only decodes and cuts what it is told, so that it has no state to
+keep. Decoding is fused with the cut: rows below a window are not decoded. On CUDA the JPEGs are decoded, resized and
+flipped there (`mixed`) and the batch stays there. Without a GPU its CPU decoder runs, and PyTorch resizes: DALI's own
+resize takes twice its time there.
 
 Shape suffixes: B images, H rows, W columns, S side in pixels.
 """
@@ -22,8 +23,9 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from .crops import Views
-from .decoding import Picture, pixels_of
+from .decoding import Picture, fitted, pixels_of
 from .errors import DataError
+from .workers import Workers
 
 INSTALL = "pip install 'msgdas[dali]'"
 
@@ -50,7 +52,7 @@ class DaliDecoder:
     Args:
         image: side S.
         batch: images of the largest batch; a larger one is done in parts.
-        threads: of DALI's.
+        workers: as many threads as DALI takes; they resize what it decoded on a CPU.
         device: where images are decoded and stay: the CPU or a CUDA device.
 
     Raises:
@@ -59,14 +61,14 @@ class DaliDecoder:
 
     name = "dali"
 
-    def __init__(self, image: int, *, batch: int, threads: int, device: torch.device) -> None:
+    def __init__(self, image: int, *, batch: int, workers: Workers, device: torch.device) -> None:
         reason = why_not(device)
         if reason is not None:
             raise DataError(
                 f"loader dali cannot run: {reason}", got="loader dali", allowed="auto, torch, or DALI for this CUDA",
                 next=f"{INSTALL}, or --set loader=torch",
             )  # fmt: skip
-        self.image, self.batch, self.threads, self.device = image, batch, threads, device
+        self.image, self.batch, self.workers, self.device = image, batch, workers, device
         # A pipeline runs one batch at a time.
         self._lock = threading.Lock()
         self._pipeline: Any = None
@@ -111,19 +113,32 @@ class DaliDecoder:
         """uint8 [B, S, S, 3]; what DALI raises is a RuntimeError, and the next call has a new pipeline then."""
         with self._lock:
             if self._pipeline is None:
-                self._pipeline = _pipeline(self.image, self.batch, self.threads, self.device)
+                self._pipeline = _pipeline(self.image, self.batch, self.workers.count, self.device)
             windows_B4 = np.stack([window for _, window in fed])
             try:
                 self._pipeline.feed_input("files", [content for content, _ in fed])
                 self._pipeline.feed_input("starts", np.ascontiguousarray(windows_B4[:, :2]))
                 self._pipeline.feed_input("shapes", np.ascontiguousarray(windows_B4[:, 2:]))
-                self._pipeline.feed_input("flips", flips_B.astype(np.int32))
+                if self.device.type == "cuda":
+                    self._pipeline.feed_input("flips", flips_B.astype(np.int32))
                 (shown,) = self._pipeline.run()
-                # A copy: DALI writes the next batch over this one.
-                return from_dlpack(shown.as_tensor()).clone()
+                if self.device.type == "cuda":
+                    # A copy: DALI writes the next batch over this one.
+                    return from_dlpack(shown.as_tensor()).clone()
+                return self._fitted(shown, flips_B)
             except BaseException:
                 self._pipeline = None
                 raise
+
+    def _fitted(self, parts: Any, flips_B: NDArray[np.bool_]) -> Tensor:
+        """Windows of a CPU pipeline, resized and flipped."""
+        pixels_BHWC = torch.empty(len(flips_B), self.image, self.image, 3, dtype=torch.uint8)
+
+        def one(number: int) -> None:
+            pixels_BHWC[number] = fitted(from_dlpack(parts[number]), self.image, flip=bool(flips_B[number]))
+
+        self.workers.map(one, range(len(flips_B)), lambda number: f"image {number} of a batch")
+        return pixels_BHWC
 
 
 def _pipeline(image: int, batch: int, threads: int, device: torch.device) -> Any:
@@ -140,14 +155,14 @@ def _pipeline(image: int, batch: int, threads: int, device: torch.device) -> Any
         files = fn.external_source(name="files", dtype=types.UINT8, ndim=1)
         starts = fn.external_source(name="starts", dtype=types.INT64, ndim=1)
         shapes = fn.external_source(name="shapes", dtype=types.INT64, ndim=1)
-        flips = fn.external_source(name="flips", dtype=types.INT32, ndim=0)
         shown = fn.decoders.image_slice(
             files, starts, shapes, axes=(0, 1), device="mixed" if on_gpu else "cpu", output_type=types.RGB
         )
-        shown = fn.resize(shown, size=(image, image), interp_type=types.INTERP_LINEAR, antialias=True)
         if on_gpu:
-            flips = flips.gpu()
-        pipeline.set_outputs(fn.flip(shown, horizontal=flips))
+            flips = fn.external_source(name="flips", dtype=types.INT32, ndim=0)
+            shown = fn.resize(shown, size=(image, image), interp_type=types.INTERP_LINEAR, antialias=True)
+            shown = fn.flip(shown, horizontal=flips.gpu())
+        pipeline.set_outputs(shown)
     pipeline.build()
     return pipeline
 

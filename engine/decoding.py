@@ -104,6 +104,14 @@ def pixels_of(content: bytes, name: str) -> NDArray[np.uint8]:
         raise unreadable(name, error) from None
 
 
+def fitted(part_HWC: Tensor, image: int, *, flip: bool) -> Tensor:
+    """A uint8 window [H, W, 3] as [S, S, 3] with S = `image`, bilinear with antialiasing, mirrored where `flip`."""
+    part_1CHW = part_HWC.permute(2, 0, 1)[None]
+    shown_1CHW = F.interpolate(part_1CHW, size=(image, image), mode="bilinear", antialias=True, align_corners=False)
+    shown_HWC = shown_1CHW[0].permute(1, 2, 0)
+    return shown_HWC.flip(1) if flip else shown_HWC
+
+
 class TurboDecoder:
     """libjpeg-turbo (simplejpeg) and PyTorch's uint8 resize, in threads; all that is no plain JPEG by Pillow.
 
@@ -122,8 +130,8 @@ class TurboDecoder:
         windows, flips = views.windows_B4.tolist(), views.flips_B.tolist()
 
         def one(number: int) -> None:
-            shown = self._shown(pictures[number], windows[number])
-            pixels_BHWC[number] = shown.flip(1) if flips[number] else shown
+            part_HWC = torch.from_numpy(self._cut(pictures[number], windows[number]))
+            pixels_BHWC[number] = fitted(part_HWC, self.image, flip=flips[number])
 
         self.workers.map(one, range(len(pictures)), lambda number: pictures[number].name)
         return pixels_BHWC
@@ -131,17 +139,14 @@ class TurboDecoder:
     def close(self) -> None:
         """Nothing: the threads are the caller's."""
 
-    def _shown(self, picture: Picture, window: Sequence[int]) -> Tensor:
+    def _cut(self, picture: Picture, window: Sequence[int]) -> NDArray[np.uint8]:
         top, left, height, width = window
         pixels_HWC = self._decoded(picture, height, width)
         scaled = pixels_HWC.shape[0] / picture.height, pixels_HWC.shape[1] / picture.width
         if scaled != (1, 1):
             top, height = (round(part * scaled[0]) for part in (top, height))
             left, width = (round(part * scaled[1]) for part in (left, width))
-        part_1CHW = torch.from_numpy(pixels_HWC[top : top + height, left : left + width]).permute(2, 0, 1)[None]
-        size = (self.image, self.image)
-        shown_1CHW = F.interpolate(part_1CHW, size=size, mode="bilinear", antialias=True, align_corners=False)
-        return shown_1CHW[0].permute(1, 2, 0)
+        return pixels_HWC[top : top + height, left : left + width]
 
     def _decoded(self, picture: Picture, height: int, width: int) -> NDArray[np.uint8]:
         """The whole picture, at a fraction of its size where the window is far larger than what is wanted."""

@@ -55,7 +55,7 @@ class Feed:
             self._decoder = TurboDecoder(config.image, self.workers)
         else:
             self._decoder = dali.DaliDecoder(
-                config.image, batch=config.batch // shard.world, threads=self.workers.count, device=device
+                config.image, batch=config.batch // shard.world, workers=self.workers, device=device
             )
         self.name = self._decoder.name
         told = {"torch": "libjpeg-turbo and PyTorch on the CPU", "dali": f"DALI on {device.type}"}[self.name]
