@@ -7,13 +7,14 @@ import os
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .archives import load_archives
+from .config import SearchConfig
 from .errors import DataError
 from .filelist import FileList, drawn_classes, training_root
 from .images import (
@@ -27,6 +28,7 @@ from .images import (
     decode_jpeg,
 )
 from .records import READERS
+from .train_config import TrainConfig
 
 MINI = Path(__file__).parent / "assets" / "fashion_mnist_mini.npz"
 FOLDER = "imagefolder:"
@@ -40,25 +42,6 @@ CIFAR10_STATISTICS = Statistics((0.49139968, 0.48215827, 0.44653124), (0.2470323
 Part = Literal["train", "test"]
 
 
-class DataKeys(Protocol):
-    """The keys of a configuration that name a data set; see `SearchConfig`."""
-
-    @property
-    def data(self) -> str: ...
-    @property
-    def data_root(self) -> str: ...
-    @property
-    def data_list(self) -> str: ...
-    @property
-    def download(self) -> bool: ...
-    @property
-    def image(self) -> int: ...
-    @property
-    def num_classes(self) -> int: ...
-    @property
-    def seed(self) -> int: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Arrays:
     """A part of a data set as its files hold it: uint8 [N, H, W] or [N, H, W, 3], labels [N], class names."""
@@ -68,7 +51,7 @@ class Arrays:
     classes: tuple[str, ...]
 
 
-def load(config: DataKeys, part: Part = "train") -> DataSet:
+def load(config: SearchConfig | TrainConfig, part: Part = "train") -> DataSet:
     """The images that `config.data` names, fitted to `config.image`.
 
     The statistics are those of the training images for both parts: DARTS' figures for cifar10, computed for
@@ -105,7 +88,7 @@ def _unknown(name: str) -> DataError:
     )
 
 
-def _folder(config: DataKeys, part: Part) -> FolderImages:
+def _folder(config: SearchConfig | TrainConfig, part: Part) -> FolderImages:
     name, image = config.data, config.image
     root = Path(name.removeprefix(FOLDER)).expanduser()
     if name == FOLDER:
@@ -155,7 +138,7 @@ def _listed(path: Path, root: Path) -> FileList:
     return found
 
 
-def _arrays(config: DataKeys, part: Part) -> Arrays:
+def _arrays(config: SearchConfig | TrainConfig, part: Part) -> Arrays:
     """Of the classes that `config.num_classes` draws."""
     found = _all_arrays(config, part)
     chosen = drawn_classes(found.classes, config.num_classes, seed=config.seed)
@@ -166,7 +149,7 @@ def _arrays(config: DataKeys, part: Part) -> Arrays:
     return Arrays(found.pixels[kept], np.searchsorted(old, found.labels[kept]), chosen)
 
 
-def _all_arrays(config: DataKeys, part: Part) -> Arrays:
+def _all_arrays(config: SearchConfig | TrainConfig, part: Part) -> Arrays:
     if config.data in TORCHVISION:
         return _torchvision(config, part)
     if config.data.startswith(JPEGS):
@@ -196,7 +179,7 @@ def _jpegs(path: Path, part: Part) -> Arrays:
         ) from None  # fmt: skip
 
 
-def _torchvision(config: DataKeys, part: Part) -> Arrays:
+def _torchvision(config: SearchConfig | TrainConfig, part: Part) -> Arrays:
     # Importing torchvision costs about a second, which the embedded data should not pay.
     from torchvision import datasets
 

@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .batches import Batch, Batches
-from .data import DataKeys, load
+from .config import SearchConfig
+from .data import load
+from .train_config import TrainConfig
 
 # Images of a batch that is judged; results do not depend on it, since BatchNorm uses its running statistics.
 JUDGED_BATCH = 256
@@ -57,7 +59,7 @@ class Judge:
         return self.batches.sequential(self.limit, size)
 
 
-def judge_of(config: DataKeys, limit: int = 0) -> Judge:
+def judge_of(config: SearchConfig | TrainConfig, limit: int = 0) -> Judge:
     """The test part of a configuration's data set. Raises DataError as `data.load`."""
     dataset = load(config, "test")
     indices = torch.arange(len(dataset.labels))
