@@ -12,6 +12,7 @@ import struct
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
@@ -90,13 +91,11 @@ def tfrecord(files: Sequence[Path]) -> Records:
     Raises:
         DataError: for a damaged file or an example without these features, and where google-crc32c is missing.
     """
-    try:
-        import google_crc32c  # noqa: F401
-    except ImportError:
+    if find_spec("google_crc32c") is None:
         raise DataError(
             "the checksums of TFRecord files need google-crc32c", got="it is not installed", allowed="google-crc32c",
             next="pip install 'msgdas[tfrecord]'",
-        ) from None  # fmt: skip
+        )  # fmt: skip
     return _records(files, _tf_records, "tfrecord", _plain)
 
 
