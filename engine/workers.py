@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from .errors import DataError
@@ -70,7 +71,7 @@ class Workers:
         job = _Job(function, items)
         piece = max(1, -(-len(items) // (PIECES * self.count)))
         for start in range(0, len(items), piece):
-            self._tasks.put(lambda start=start: job.run(start, min(start + piece, len(items))))  # type: ignore[misc]
+            self._tasks.put(partial(job.run, start, min(start + piece, len(items))))
         hanging = job.wait(self.stall_s)
         if hanging is not None:
             raise DataError(
