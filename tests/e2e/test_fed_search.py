@@ -8,19 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from msgdas.engine import checkpoint, dali
+from msgdas.engine import checkpoint
 from msgdas.engine.cli import main
 from msgdas.engine.config import SearchConfig, build
 from msgdas.engine.rundir import read_metrics
 from msgdas.engine.searcher import resume, search
 
+from ..loaders import LOADERS
 from .test_search import flat, without_times
 
 STEPS = 3
-LOADERS = [
-    "torch",
-    pytest.param("dali", marks=pytest.mark.skipif(dali.why_not(torch.device("cpu")) is not None, reason="needs DALI")),
-]
 
 
 def config_of(data: Path, loader: str) -> SearchConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,10 +25,10 @@ def numbered(count: int = 40, *, image: int = 16, classes: int = 4) -> Images:
     return Images.of("numbered", pixels, labels, names, image=image, statistics=statistics)
 
 
-def batches(data: Images, *, count: int | None = None, **changes: object) -> Batches:
-    keywords: dict[str, object] = {"batch": 6, "seed": 3, "stream": "w", "augment": True}
+def batches(data: Images, *, count: int | None = None, **changes: Any) -> Batches:
+    keywords: dict[str, Any] = {"batch": 6, "seed": 3, "stream": "w", "augment": True}
     indices = torch.arange(len(data.labels) if count is None else count)
-    return Batches(data, indices, **(keywords | changes))  # type: ignore[arg-type]
+    return Batches(data, indices, **(keywords | changes))
 
 
 def normalised(data: Images, indices: torch.Tensor) -> torch.Tensor:

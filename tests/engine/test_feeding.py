@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgdas.engine import dali
 from msgdas.engine.batches import ALONE, Batches, Shard
-from msgdas.engine.config import SearchConfig
+from msgdas.engine.config import SearchConfig, build
 from msgdas.engine.crops import RATIO, SCALE, TRIES, colour_maps, random_views, resized_windows, uniform
 from msgdas.engine.errors import ConfigError, DataError
 from msgdas.engine.feeding import Feed, Watch, changed_feeder
@@ -31,13 +31,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
+from ..loaders import LOADERS, needs_dali
+
 CPU = torch.device("cpu")
 GREY = Statistics((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-LOADERS = [
-    "torch",
-    pytest.param("dali", marks=pytest.mark.skipif(dali.why_not(CPU) is not None, reason="needs DALI")),
-]
-needs_dali = pytest.mark.skipif(dali.why_not(CPU) is not None, reason="needs DALI")
 
 
 def scene(seed: int, height: int, width: int) -> Image.Image:
@@ -79,7 +76,7 @@ def folder(root: Path, image: int = 32) -> FolderImages:
 
 def config_of(kind: str, **changes: object) -> SearchConfig:
     keys = {"data": "imagefolder:x", "image": 32, "crop": "resized", "batch": 4, "loader": kind, "workers": 2}
-    return SearchConfig(**(keys | changes))  # type: ignore[arg-type]
+    return build(keys, changes)
 
 
 def epoch_of(
