@@ -23,6 +23,8 @@ from .images import UNREADABLE, unreadable, upright
 from .workers import Workers
 
 JPEG_MAGIC = b"\xff\xd8\xff"
+# Markers before and after a JPEG's compressed bytes, which hold neither of them.
+JPEG_SCAN, JPEG_END = b"\xff\xda", b"\xff\xd9"
 EXIF_MAGIC = b"Exif\0\0"
 # An Exif segment is one of the first, and no longer than this.
 EXIF_REACH = 1 << 17
@@ -38,7 +40,8 @@ class Picture:
     Attributes:
         name: of the file or record, for errors.
         height, width: upright, in pixels.
-        jpeg: the bytes of an upright gray or RGB JPEG, which are decoded later; None for every other image.
+        jpeg: the bytes of an upright gray or RGB JPEG with its end, which are decoded later; None for every other
+            image.
         pixels_HWC: uint8 [H, W, 3] of every other image.
     """
 
@@ -77,9 +80,12 @@ def open_picture(content: bytes, name: str) -> Picture:
     """Read an image's size, and its pixels too where it is not an upright gray or RGB JPEG.
 
     Raises:
-        DataError: for bytes that are no image; of a JPEG's body nothing is known yet.
+        DataError: for bytes that are no image, or one that is cut off; of a whole JPEG's body nothing is known yet.
     """
-    if content.startswith(JPEG_MAGIC) and content.find(EXIF_MAGIC, 0, EXIF_REACH) < 0:
+    # Of one that is cut off DALI writes a line to standard error for each batch before it says so.
+    end = content.rfind(JPEG_END)
+    whole = end >= 0 and content.find(JPEG_SCAN, end) < 0
+    if whole and content.startswith(JPEG_MAGIC) and content.find(EXIF_MAGIC, 0, EXIF_REACH) < 0:
         try:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
         except ValueError:

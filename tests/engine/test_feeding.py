@@ -199,7 +199,9 @@ def test_colour_maps_are_the_identity_without_strength_and_keep_gray_gray() -> N
 
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("damage", ["cut", "empty", "text", "missing"])
-def test_an_image_that_cannot_be_decoded_is_named(tmp_path: Path, loader: str, damage: str) -> None:
+def test_an_image_that_cannot_be_decoded_is_named_and_nothing_else_said(
+    tmp_path: Path, loader: str, damage: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     for number in range(8):
         path = tmp_path / "ab"[number % 2] / f"{number}.jpg"
         path.parent.mkdir(exist_ok=True)
@@ -222,6 +224,7 @@ def test_an_image_that_cannot_be_decoded_is_named(tmp_path: Path, loader: str, d
                 errors.append(str(error))
     feed.close()
     assert len(errors) == 1
+    assert capfd.readouterr() == ("", "")
     assert re.match(rf"cannot read the image {re.escape(str(bad))}; got .+\. Next: ", errors[0])
 
 
