@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import glob
-import io
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,7 @@ from torch import Tensor
 
 from .errors import DataError
 from .filelist import drawn_classes
-from .images import STATISTICS_IMAGES, Statistics, channel_statistics, channels_first, decode
+from .images import Statistics, gathered, statistics_of
 from .records import READERS, Records
 
 # What a folder's files of the two parts begin with, where it has no folders `train` and `val`.
@@ -41,10 +39,7 @@ class ArchiveImages:
         labels_N = places[records.labels_N]
         self._numbers = np.flatnonzero(labels_N >= 0)
         self.labels = torch.from_numpy(labels_N[self._numbers])
-        if statistics is None:
-            count = min(len(self.labels), STATISTICS_IMAGES)
-            statistics = channel_statistics(self.gather(torch.arange(count) * len(self.labels) // count))
-        self.statistics = statistics
+        self.statistics = statistics or statistics_of(self)
 
     def read(self, number: int) -> bytes:
         return self._records.read(int(self._numbers[number]))
@@ -53,11 +48,7 @@ class ArchiveImages:
         return self._records.name_of(int(self._numbers[number]))
 
     def gather(self, indices: Tensor) -> Tensor:
-        def one(number: int) -> np.ndarray:
-            return decode(io.BytesIO(self.read(number)), self.image, name=self.name_of(number))
-
-        with ThreadPoolExecutor() as pool:
-            return channels_first(np.stack(list(pool.map(one, indices.tolist()))))
+        return gathered(self, indices)
 
 
 def load_archives(

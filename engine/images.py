@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from .errors import DataError
@@ -208,11 +208,7 @@ class FolderImages:
         self.files.check_filled()
         self.classes, self.paths = self.files.classes, self.files.paths()
         self.labels = torch.tensor(self.files.labels())
-        if statistics is None:
-            count = min(len(self.paths), STATISTICS_IMAGES)
-            spread = torch.arange(count) * len(self.paths) // count
-            statistics = channel_statistics(self.gather(spread))
-        self.statistics = statistics
+        self.statistics = statistics or statistics_of(self)
 
     def read(self, number: int) -> bytes:
         try:
@@ -224,27 +220,40 @@ class FolderImages:
         return self.paths[number]
 
     def gather(self, indices: Tensor) -> Tensor:
-        paths = [self.paths[index] for index in indices.tolist()]
-        with ThreadPoolExecutor(min(DECODERS, os.cpu_count() or 1)) as pool:
-            pixels = list(pool.map(lambda path: decode(path, self.image), paths))
-        return channels_first(np.stack(pixels))
+        return gathered(self, indices)
 
 
-def decode(source: str | io.BytesIO, image: int, *, name: str = "") -> NDArray[np.uint8]:
-    """The image in that file as uint8 [S, S, 3]; `name` is what errors call one that has no path.
+def statistics_of(dataset: Encoded) -> Statistics:
+    """Channel statistics of up to 512 images spread evenly over the data set."""
+    count = min(len(dataset.labels), STATISTICS_IMAGES)
+    return channel_statistics(dataset.gather(torch.arange(count) * len(dataset.labels) // count))
+
+
+def gathered(dataset: Encoded, indices: Tensor) -> Tensor:
+    """See `DataSet.gather`: by Pillow, in up to eight threads."""
+
+    def one(number: int) -> NDArray[np.uint8]:
+        return decode(dataset.read(number), dataset.image, name=dataset.name_of(number))
+
+    with ThreadPoolExecutor(min(DECODERS, os.cpu_count() or 1)) as pool:
+        return channels_first(np.stack(list(pool.map(one, indices.tolist()))))
+
+
+def decode(content: bytes, image: int, *, name: str) -> NDArray[np.uint8]:
+    """The image in a file's bytes as uint8 [S, S, 3]; `name` is what errors call it.
 
     Raises:
         DataError: for a file that is no image, is cut off, is too large, or has not 8 or 16 bits a channel.
     """
     try:
-        with Image.open(source) as opened:
+        with Image.open(io.BytesIO(content)) as opened:
             # JPEGs are decoded at a fraction of their size where twice the target is still left: 2.8 times
             # quicker for 300 x 260 photographs at S=32 (one thread, x86-64).
             opened.draft("RGB", (2 * image, 2 * image))
             size = (image, image)
             return np.asarray(ImageOps.fit(upright(opened), size, Image.Resampling.BILINEAR, bleed=BLEED))
     except UNREADABLE as error:
-        raise unreadable(name or str(source), error) from None
+        raise unreadable(name, error) from None
 
 
 def upright(picture: Image.Image) -> Image.Image:
@@ -261,7 +270,8 @@ def unreadable(name: str, error: Exception) -> DataError:
     """What is said of an image for which Pillow or the system raised `error`."""
     return DataError(
         f"cannot read the image {name}",
-        got=str(error) or type(error).__name__,
+        # Pillow would name the buffer.
+        got="not an image" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__,
         allowed="a whole image of 8 or 16 bits per channel",
         next="replace or remove this file; `msgdas data check DIR` finds all such and lists the others",
     )
