@@ -103,7 +103,7 @@ def _files(prefix: str, path: str, ending: str, part: str) -> list[Path]:
     files = sorted(
         file
         for file in found
-        if file.is_file() and not file.name.startswith(".") and file.suffix not in (".idx", ".lst")
+        if file.is_file() and not file.name.startswith(".") and file.suffix not in BESIDE
     )
     if not files:
         raise DataError(

@@ -44,9 +44,6 @@ class Views:
     flips_B: NDArray[np.bool_]
     colours_B34: NDArray[np.float32] | None = None
 
-    def __len__(self) -> int:
-        return len(self.flips_B)
-
 
 def centre_views(sizes_B2: NDArray[np.int64]) -> Views:
     """The central square of 7/8 of the shorter side (height, width: `sizes_B2`), rounded to whole pixels."""

@@ -82,7 +82,7 @@ def webdataset(files: Sequence[Path]) -> Records:
     Raises:
         DataError: for a tar that cannot be read, or an image without a label.
     """
-    return _records(files, _tar_records, "webdataset", _plain)
+    return _records(files, _tar_records, "webdataset", _part)
 
 
 def tfrecord(files: Sequence[Path]) -> Records:
@@ -96,7 +96,7 @@ def tfrecord(files: Sequence[Path]) -> Records:
             "the checksums of TFRecord files need google-crc32c", got="it is not installed", allowed="google-crc32c",
             next="pip install 'msgdas[tfrecord]'",
         )  # fmt: skip
-    return _records(files, _tf_records, "tfrecord", _plain)
+    return _records(files, _tf_records, "tfrecord", _part)
 
 
 def recordio(files: Sequence[Path]) -> Records:
@@ -151,10 +151,6 @@ def _part(file: str, offset: int, size: int) -> bytes:
     if len(content) < size:
         _damaged(file, offset, f"{len(content)} of {size} bytes")
     return content
-
-
-def _plain(file: str, offset: int, size: int) -> bytes:
-    return _part(file, offset, size)
 
 
 def _tar_records(file: str) -> Iterator[Record]:
