@@ -101,9 +101,7 @@ def _files(prefix: str, path: str, ending: str, part: str) -> list[Path]:
     if whole and part == "test":
         found = []
     files = sorted(
-        file
-        for file in found
-        if file.is_file() and not file.name.startswith(".") and file.suffix not in BESIDE
+        file for file in found if file.is_file() and not file.name.startswith(".") and file.suffix not in BESIDE
     )
     if not files:
         raise DataError(

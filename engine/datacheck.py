@@ -174,14 +174,11 @@ def _report(
                 bad[name][verdict.bad][path] = verdict.detail
             for kind in verdict.odd:
                 odd[kind].append(os.path.relpath(part.root / path, folder))
-    train = parts[TRAIN].without({path for found in bad[TRAIN].values() for path in found})
-    held = {}
-    if VAL in parts:
-        held = {verdict_of(parts[VAL], path).digest: path for path, _ in parts[VAL].entries}
-        held.pop("", None)
-        for found in bad[VAL].values():
-            for path in found:
-                held.pop(verdict_of(parts[VAL], path).digest, None)
+    good = {
+        name: part.without({path for found in bad[name].values() for path in found}) for name, part in parts.items()
+    }
+    train = good[TRAIN]
+    held = {verdict_of(good[VAL], path).digest: path for path, _ in good[VAL].entries} if VAL in good else {}
     copies = _copies(train, lambda path: verdict_of(train, path).digest, held)
     bad[TRAIN].update(copies)
     clean, empty = _without_empty(train.without({path for found in copies.values() for path in found}))
