@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .crops import seed_of
 from .errors import DataError
 from .images import DataSet
 
@@ -29,13 +30,11 @@ PADDING = 4
 
 
 def generator(seed: int, *words: str | int) -> torch.Generator:
-    """A CPU generator for one purpose, seeded with the 64-bit BLAKE2b hash of `repr((seed, *words))`.
+    """A CPU generator for one purpose, seeded with `seed_of(seed, *words)`.
 
     torch's CPU generator reads the lower 32 bits of a seed.
     """
-    text = repr((seed, *words)).encode()
-    digest = hashlib.blake2b(text, digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+    return torch.Generator().manual_seed(seed_of(seed, *words))
 
 
 def split_halves(

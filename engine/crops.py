@@ -71,13 +71,17 @@ def random_views(
     return Views(windows_B4, draws_BD[:, 2 * TRIES + 2] < 0.5, colours_B34)
 
 
+def seed_of(*words: str | int) -> int:
+    """The 64-bit BLAKE2b hash of `repr(words)`."""
+    return int.from_bytes(hashlib.blake2b(repr(words).encode(), digest_size=8).digest(), "little")
+
+
 def uniform(indices_B: NDArray[np.int64], count: int, *words: str | int) -> NDArray[np.float64]:
     """`count` numbers of [0, 1) for each index, a function of it and the words alone; float64 [B, count].
 
-    SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) at places index * count + 0, 1, ..., its seed the BLAKE2b hash of
-    the words.
+    SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) at places index * count + 0, 1, ..., its seed the words'.
     """
-    seed = int.from_bytes(hashlib.blake2b(repr(words).encode(), digest_size=8).digest(), "little")
+    seed = seed_of(*words)
     place = indices_B.astype(np.uint64)[:, None] * np.uint64(count) + np.arange(1, count + 1, dtype=np.uint64)
     z = np.asarray(np.uint64(seed) + place * np.uint64(0x9E3779B97F4A7C15), dtype=np.uint64)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..profiles.device import cpu_facts, gpus
+from .workers import processors
 
 PACKAGES = ("torch", "torchvision", "triton", "numpy", "matplotlib", "rich", "tensorboard", "nvidia-dali-cuda130")
 
@@ -51,7 +51,7 @@ def environment() -> dict[str, Any]:
         "cpu": {"model": cpu.model, "cores": cpu.cores, "memory_bytes": cpu.memory_bytes},
         "gpus": [{"name": gpu.name, "memory_bytes": gpu.memory_bytes, "driver": gpu.driver} for gpu in found.devices],
         "no_gpu_because": found.reason,
-        "affinity": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "affinity": processors(),
         "arguments": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "started_utc": datetime.now(UTC).isoformat(timespec="seconds"),
     }
