@@ -94,7 +94,7 @@ def test_photographs_from_a_tree(shared_data: Path) -> None:
     assert train.statistics == test.statistics
     assert all(0.3 < mean < 0.7 for mean in train.statistics.mean)
     weights, _ = split_halves(train.labels, seed=0, limit=40)
-    with Batches(train, weights, batch=20, seed=0, stream="w", augment=True, prefetch=True) as loader:
+    with Batches(train, weights, batch=20, seed=0, stream="w", augment=True, prefetch=1) as loader:
         batch = loader.at(0)
     assert batch.images_BCHW.shape == (20, 3, 32, 32)
     assert [Path(train.paths[i]).parent.name for i in batch.indices_B] == [
@@ -167,7 +167,7 @@ def test_a_damaged_image_is_named_in_the_call_that_needs_it(tree: Path, damage: 
     damage(Path(data.paths[bad]))
     errors = {}
     order = torch.randperm(6, generator=generator(0, "w", 0, "order")).tolist()
-    with Batches(data, torch.arange(6), batch=2, seed=0, stream="w", augment=True, prefetch=True) as loader:
+    with Batches(data, torch.arange(6), batch=2, seed=0, stream="w", augment=True, prefetch=1) as loader:
         for step in range(3):
             try:
                 loader.at(step)

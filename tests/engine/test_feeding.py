@@ -6,7 +6,6 @@ import io
 import os
 import re
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -260,11 +259,12 @@ def test_a_file_that_never_comes_is_named(tmp_path: Path) -> None:
 
 
 def test_closing_waits_for_threads_that_still_work() -> None:
-    workers = Workers(1, stall_s=0.05)
+    workers, done = Workers(1, stall_s=0.05), threading.Event()
     (thread,) = [thread for thread in threading.enumerate() if thread.name.startswith("images-")][-1:]
     with pytest.raises(DataError, match="hangs"):
-        workers.map(lambda number: time.sleep(0.5), [0], str)
+        workers.map(lambda number: done.wait(), [0], str)
     assert thread.is_alive()
+    threading.Timer(0.2, done.set).start()
     workers.close()
     assert not thread.is_alive()
 
