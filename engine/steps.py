@@ -26,11 +26,9 @@ from .passes import Feed, GateLeaves, Passes
 from .paths import Sample
 from .rung import Rung
 from .sampler import Sampler
+from .score_baseline import ScoreBaseline
 from .supernet import SuperNet
 from .unrolled import unrolled_gradient
-
-# Of the running mean that the score estimator compares losses with (ours).
-BASELINE_DECAY = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +105,7 @@ class Learner:
         self.passes = Passes(config, net, self.guidance, all_gradients=all_gradients, rank=self.ranks.rank)
         self.rung, self.scheduled_k = Rung.of(config), config.k
         self._alphas = list(sampler.parameters())
-        # Running mean of the losses that the score estimator compares with; NaN before the first.
-        self.score_baseline = self._alphas[0].new_full((), math.nan, requires_grad=False)
+        self.score_baseline = ScoreBaseline(self._alphas[0])
         self.weight_optimizer = SampledSGD(
             list(net.parameters()), momentum=config.momentum, weight_decay=config.weight_decay, nesterov=config.nesterov
         )
@@ -315,7 +312,9 @@ class Learner:
             self.scale.unscale_(leaves.gradients())
             leaves.backward()
         if self.config.gate == "score":
-            self._score_gradient(losses, sample)
+            assert sample.log_probability is not None
+            contrast = self.config.reward == "contrast"
+            self.score_baseline.backward(losses, sample.log_probability, contrast=contrast)
         if self.cost is not None:
             self.cost.add_to([alpha.grad for alpha in self._alphas if alpha.grad is not None], loss)
         penalty = self.sampler.penalty()
@@ -352,20 +351,7 @@ class Learner:
 
     def _alpha_tensors(self) -> list[Tensor]:
         adam = [value for state in self.alpha_optimizer.state.values() for value in state.values()]
-        return [*self._alphas, self.score_baseline, *adam]
-
-    def _score_gradient(self, losses_K: Tensor, sample: Sample) -> None:
-        """(cost - baseline) * grad log P, an unbiased estimate of grad E[cost] but for the baseline's lag.
-
-        The cost is the mean loss, or with reward `contrast` the first sub-graph's loss less the mean of the others':
-        they saw the same images, so the batch's own difficulty cancels (ours).
-        """
-        assert sample.log_probability is not None
-        contrast = self.config.reward == "contrast" and len(losses_K) > 1
-        cost = losses_K[0] - losses_K[1:].mean() if contrast else losses_K.mean()
-        baseline = torch.where(torch.isnan(self.score_baseline), cost, self.score_baseline)
-        ((cost - baseline) * sample.log_probability).backward()
-        self.score_baseline.copy_(BASELINE_DECAY * baseline + (1 - BASELINE_DECAY) * cost)
+        return [*self._alphas, self.score_baseline.mean, *adam]
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on, as plain containers and tensors."""
@@ -375,7 +361,7 @@ class Learner:
             "weight_optimizer": self.weight_optimizer.state_dict(),
             "alpha_optimizer": self.alpha_optimizer.state_dict(),
             "guidance": self.guidance.state_dict(),
-            "score_baseline": None if torch.isnan(self.score_baseline) else self.score_baseline.item(),
+            "score_baseline": self.score_baseline.state(),
             "loss_scale": self.scale.state_dict(),
             "rung": self.rung.over(self.ranks.world).to_dict(),
         }
@@ -389,8 +375,7 @@ class Learner:
         self.guidance.load_state_dict(state["guidance"])
         if "loss_scale" in state:
             self.scale.load_state_dict(state["loss_scale"])
-        baseline = state["score_baseline"]
-        self.score_baseline.fill_(math.nan if baseline is None else baseline)
+        self.score_baseline.load(state["score_baseline"])
 
 
 def _require_finite(values: dict[str, float], which: str, moment: Moment) -> None:

@@ -11,7 +11,6 @@ from msgdas.engine.config import SearchConfig
 from msgdas.engine.errors import ConfigError
 from msgdas.engine.operation import network_clock
 from msgdas.engine.passes import Feed
-from msgdas.engine.paths import Sample
 from msgdas.engine.rung import Rung
 from msgdas.engine.steps import Learner, Moment
 from msgdas.engine.supernet import SuperNet
@@ -43,7 +42,8 @@ def gradients(learner: Learner, phase: str, feed: Feed) -> dict[str, torch.Tenso
     if phase == "W":
         learner.passes.weights(feed, sample, guided=True, dropped=False)
     elif learner.config.gate == "score":
-        learner._score_gradient(learner.passes.losses(feed, sample, dropped=False), sample)
+        losses_K = learner.passes.losses(feed, sample, dropped=False)
+        learner.score_baseline.backward(losses_K, sample.log_probability, contrast=learner.config.reward == "contrast")
     else:
         learner.passes.gates(feed, sample, dropped=False)[1].backward()
     parameters = learner.net if phase == "W" else learner.sampler
@@ -82,7 +82,7 @@ def test_two_micro_batches_are_the_weighted_mean_of_their_gradients(options, pha
 
 def test_score_estimator_takes_the_mean_loss():
     learner = learner_of(k=2, gate="score", teacher="none")
-    learner.score_baseline.fill_(1.0)
+    learner.score_baseline.mean.fill_(1.0)
     images, labels = batch(4)
     losses = []
     for part in (slice(0, 2), slice(2, None)):
@@ -110,8 +110,8 @@ def test_contrast_is_the_gradient_of_how_much_the_first_sub_graph_is_better():
     for (i, j), chance in zip(pairs, chances.detach(), strict=True):
         drawn = torch.tensor([[i, j]])
         log_probability = gumbel_topk.log_probability(torch.log_softmax(alpha[:1], -1), drawn).sum()
-        learner.score_baseline.fill_(0.0)
-        learner._score_gradient(chance * costs[[i, j]], Sample((), {"normal": drawn}, log_probability))
+        learner.score_baseline.mean.fill_(0.0)
+        learner.score_baseline.backward(chance * costs[[i, j]], log_probability, contrast=True)
     torch.testing.assert_close(alpha.grad[0], row.grad, rtol=1e-10, atol=1e-12)
 
 
