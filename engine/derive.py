@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from .chain import CHAIN_SKIPS
 from .errors import GenotypeError, NumericsError
 from .genotype import CellGenotype, Genotype
-from .space import SKIPS, ZERO, CellSpec, SearchSpace
+from .space import SKIP, ZERO, CellSpec, SearchSpace
 
 
 def softmax(logits: Sequence[float]) -> list[float]:
@@ -158,6 +159,17 @@ def _argmax(space: SearchSpace, spec: CellSpec, rows: Sequence[Sequence[float]])
 def skip_count(genotype: Genotype) -> dict[str, int]:
     """Number of skip-connects in each kind of cell; many of them in the normal cell are DARTS' collapse.
 
-    In a chain the layers that are left out.
+    In a chain the layers that are left out: FBNet's `skip` is a convolution where there is no shortcut.
     """
-    return {kind: sum(operation in SKIPS for operation, _ in cell.pairs) for kind, cell in genotype.cells}
+    return {
+        kind: sum(
+            name == SKIP or (name in CHAIN_SKIPS and edge.shortcut)
+            for (name, _), edge in zip(cell.pairs, genotype.spec(kind).edges, strict=True)
+        )
+        for kind, cell in genotype.cells
+    }
+
+
+def skips_name(space: SearchSpace) -> str:
+    """What `skip_count` counts there."""
+    return "skip-connects" if space.chain is None else "layers left out"

@@ -21,10 +21,10 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Circle, FancyBboxPatch, PathPatch
 from matplotlib.path import Path as Curve
 
-from .chain import ChainLayer
+from .chain import CHAIN_SKIPS, ChainLayer
 from .errors import GenotypeError
 from .genotype import CHAINS, Genotype
-from .space import CHAIN, FAMILIES, NASBENCH201, SKIPS, ZERO, CellSpec, SearchSpace
+from .space import CHAIN, FAMILIES, NASBENCH201, ZERO, CellSpec, SearchSpace
 
 # Lengths in inches; they are the figure's data units.
 BOX_WIDTH, BOX_HEIGHT, BOX_PITCH = 1.24, 0.28, 0.38
@@ -184,7 +184,7 @@ def draw_chain(genotype: Genotype) -> Figure:
 
 def _draw_layer(axes: Axes, layer: ChainLayer, name: str, left: tuple[float, float], *, joined: bool) -> None:
     x, y = left
-    left_out = layer.shortcut and name in SKIPS
+    left_out = layer.shortcut and name in CHAIN_SKIPS
     line, _ = _colours(name)
     if joined:
         _draw_curve(axes, (x - LAYER_GAP, y), (x, y), FAINT_INK, LAYER_GAP)

@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .genotype import Genotype
+from .space import CHAIN
 
 LINE_EVERY_S, REFRESH_EVERY_S = 10.0, 0.1
 # Steps that the time still to go is estimated from: long enough to hold an epoch's end now and then.
@@ -255,7 +256,9 @@ def _step_facts(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _epoch_facts(row: Mapping[str, Any]) -> tuple[str, ...]:
     facts = [f"validation loss {row['val_loss']:.3f}", f"validation accuracy {row['val_accuracy']:.1%}"]
-    if "skips" in row:
+    if CHAIN in row.get("skips", ()):
+        facts.append(f"{row['skips'][CHAIN]} layers left out")
+    elif "skips" in row:
         facts.append("skips " + " ".join(f"{kind} {count}" for kind, count in row["skips"].items()))
     return tuple(facts)
 

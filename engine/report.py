@@ -15,6 +15,7 @@ from typing import Any
 from . import report_figures as figures
 from .atomic import write_atomically
 from .config import SearchConfig, from_json, resolved_teacher
+from .derive import skips_name
 from .draw import alpha_heatmap, draw_cells
 from .errors import GenotypeError
 from .genotype import CHAINS, Genotype
@@ -82,7 +83,7 @@ def page(run_path: Path) -> str:
         ("cells", "Cells", _cells(run)),
         ("curves", "Loss and accuracy", _curves(run)),
         ("alpha", "Alpha over time", _alpha(run)),
-        ("skips", "Skip-connects", _skips(run)),
+        ("skips", skips_name(run.history.space).capitalize(), _skips(run)),
         ("memory", "Memory", memory_html(run.path, run.history)),
         ("schedules", "Schedules", _schedules(run)),
         ("teacher", "Teacher", _teacher(run)),
@@ -210,6 +211,10 @@ def _alpha(run: _Run) -> str:
 def _skips(run: _Run) -> str:
     if run.last is None:
         return nothing("No epoch yet.")
+    label = f"{skips_name(run.history.space).capitalize()} over epochs"
+    figure = charts_html(figure_html(figures.skip_figure(run.history), "skip-count", label, ""))
+    if run.history.space.chain is not None:
+        return "<p>Only a layer with a shortcut can be left out.</p>" + figure
     lead = (
         "<p>Searches of this family may collapse into skip-connects. Two or more in a normal cell, where DARTS+ "
         "stops early, are worth a look; they are not an error.</p>"
@@ -220,14 +225,13 @@ def _skips(run: _Run) -> str:
         if kind != "reduce" and count >= figures.SKIP_ALARM
     ]
     lead += "".join(f'<p class="alarm">{escaped(alarm)}</p>' for alarm in alarms)
-    label = "Skip-connects of the derived cell over epochs"
-    return lead + charts_html(figure_html(figures.skip_figure(run.history), "skip-count", label, ""))
+    return lead + figure
 
 
 def _schedules(run: _Run) -> str:
     if not len(run.history.step):
         return nothing("No step yet.")
-    names = (("tau", "temperature tau"), ("drop_rate", "drop rate of skip-connects"), ("lr", "learning rate"))
+    names = (("tau", "temperature tau"), ("drop_rate", "drop rate of Dropblock-Identity"), ("lr", "learning rate"))
     return charts_html(
         *(figure_html(figures.schedule_figure(run.history, name, label), name, label, "") for name, label in names),
         small=True,
@@ -268,7 +272,7 @@ def _genotype(run: _Run) -> str:
 def _epochs(run: _Run) -> str:
     if not run.history.epochs:
         return nothing("No epoch yet.") + _events(run)
-    head = ("epoch", "step", "validation loss", "validation accuracy", "skip-connects", "teacher used")
+    head = ("epoch", "step", "validation loss", "validation accuracy", skips_name(run.history.space), "teacher used")
     rows = [
         (
             epoch.number, epoch.step, quantity(epoch.val_loss, "", 3), percent(epoch.val_accuracy),

@@ -20,6 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from .chain import BLOCKS, CHAIN_SKIPS
+from .derive import skips_name
 from .draw import operation_label
 from .history import Floats, History
 from .space import CHAIN, CellSpec, Edge
@@ -183,7 +184,7 @@ def _over_epochs(figure: Figure, axes: Axes, history: History) -> Figure:
 
 @matplotlib.rc_context(STYLE)
 def skip_figure(history: History) -> Figure:
-    """Skip-connects of the derived cell per kind, with the line from which a normal cell is worth a look."""
+    """`skip_count` of the derived cell per kind, with the line from which a normal cell is worth a look."""
     figure, axes = chart()
     for index, spec in enumerate(history.space.cells):
         known = [epoch for epoch in history.epochs if spec.kind in epoch.skips]
@@ -196,11 +197,12 @@ def skip_figure(history: History) -> Figure:
             marker=marker if len(known) <= MAX_MARKED_EPOCHS else "",
             label=cell_title(spec),
         )
-    axes.axhline(SKIP_ALARM, color=RED, linewidth=1, linestyle=":", label=f"alarm: {SKIP_ALARM} or more")
+    if history.space.chain is None:
+        axes.axhline(SKIP_ALARM, color=RED, linewidth=1, linestyle=":", label=f"alarm: {SKIP_ALARM} or more")
     counts = [count for epoch in history.epochs for count in epoch.skips.values()]
     axes.set_ylim(-0.2, max([SKIP_ALARM, *counts]) + 0.8)
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
-    axes.set_ylabel("skip-connects in the cell")
+    axes.set_ylabel(skips_name(history.space))
     return _over_epochs(figure, axes, history)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from .chain import CHAIN_SKIPS, FBNET, FBNET_OPERATIONS, MOBILE, MOBILE_FIXED, MOBILE_OPERATIONS, MOBILE_ZERO, Chain
+from .chain import FBNET, FBNET_OPERATIONS, MOBILE, MOBILE_FIXED, MOBILE_OPERATIONS, MOBILE_ZERO, Chain
 from .errors import ConfigError
 
 Rule = Literal["top2", "argmax"]
@@ -19,8 +19,6 @@ StemKind = Literal["cifar", "imagenet"]
 
 ZERO = "none"
 SKIP = "skip_connect"
-# Operations that many of in a derived cell are a collapse, or in a chain its depth.
-SKIPS = (SKIP, *CHAIN_SKIPS)
 # The kind of a chain's one cell.
 CHAIN = "chain"
 

@@ -30,6 +30,7 @@ def test_search_and_resume_bit_for_bit(tmp_path):
     assert Genotype.load(tmp_path / "whole" / "genotype.json") == result.genotype
     page = (tmp_path / "whole" / "report.html").read_text()
     assert "Derived chain" in page and "An arc is a layer's shortcut." in page and "Numbers in circles" not in page
+    assert "<h2>Layers left out</h2>" in page and ">layers left out</th>" in page and "Skip-connects" not in page
     assert "layers" in show(str(tmp_path / "whole"))
     run = tmp_path / "again"
     shutil.copytree(tmp_path / "whole", run)

@@ -80,6 +80,12 @@ def test_a_chain_of_skips_passes_its_input_on(space):
     assert network.num_paths == 0
 
 
+def test_a_skip_without_a_shortcut_is_no_layer_left_out():
+    chain = space_named("imagenet-fbnet").chain
+    everywhere = from_layers("fbnet", ["skip"] * len(chain.layers))
+    assert skip_count(everywhere) == {CHAIN: sum(layer.shortcut for layer in chain.layers)}
+
+
 @pytest.mark.parametrize("space", LAYERS)
 def test_json_round_trip_and_text(space, tmp_path: Path):
     genotype = random_cells(space_named(space), 7, 1)[0]

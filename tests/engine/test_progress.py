@@ -90,6 +90,14 @@ def test_cell_lines():
     assert cell_lines({"arch": arch}) == ["cell: 1<-conv3(0) | 2<-conv1(0) avg3(1) | 3<-skip(0) none(1) skip(2)"]
 
 
+def test_a_chain_has_layers_left_out_and_no_skip_connects(capsys):
+    row = {"epoch": 0, "val_loss": 1.0, "val_accuracy": 0.5, "skips": {"chain": 3}}
+    with Progress(24, TITLE) as progress:
+        progress.epoch(row)
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert "3 layers left out" in line and "skip" not in line
+
+
 def test_plain_lines_at_the_start_every_ten_seconds_and_every_epoch(written, capsys):
     clock = Clock()
     with Progress(24, TITLE, clock=clock) as progress:
