@@ -65,7 +65,7 @@ def latency(
     if genotype is not None:
         lines.append(f"the network of {target}: {measured_ms[-1]:.3f} ms measured, {_predicted(table, genotype)}")
     if out is not None:
-        lines.append(f"search within it: --set target_latency=...ms --set device_table={out}")
+        lines.append(f"search within it: --target-latency ...ms --set device_table={out}")
     return "\n".join(lines)
 
 
