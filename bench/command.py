@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -56,4 +57,4 @@ def again(name: str, argv: Sequence[str]) -> str:
         if not skip and word != "--json" and word.partition("=")[0] != "--out":
             words.append(word)
         skip = word == "--out"
-    return " ".join([PROGRAM, name, *words])
+    return f"{PROGRAM} {name} {shlex.join(words)}".strip()

@@ -183,3 +183,5 @@ def test_lists_of_methods():
 def test_the_command_of_a_row_is_the_one_given():
     argv = ["--methods", "darts", "--out", "/somewhere/rows.jsonl", "--json", "--rounds", "3"]
     assert again("speed", argv) == "python -m msgdas.bench speed --methods darts --rounds 3"
+    assert again("memory", ["--only", "msg K=2, min"]) == "python -m msgdas.bench memory --only 'msg K=2, min'"
+    assert again("gpu", []) == "python -m msgdas.bench gpu"
