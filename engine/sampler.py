@@ -262,7 +262,8 @@ class Sampler(nn.Module):
     def renormalise_(self, before: Mapping[str, Tensor], sample: Sample) -> None:
         """After a `restricted` step: shift the sampled alphas so that the other operations keep their probability.
 
-        ProxylessNAS' rule for two paths, for any K: subtract log(sum_S e^new / sum_S e^old).
+        ProxylessNAS' rule for two paths, for any K: subtract log(sum_S e^new / sum_S e^old). An expected cost and
+        a decay of alpha move the others all the same.
 
         Args:
             before: alpha [E, O] by cell type, as it was.
