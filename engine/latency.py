@@ -96,7 +96,7 @@ class _Timed:
 def network_of(genotype: Genotype, size: NetworkSize, device: torch.device) -> Network:
     """The derived network, in inference and channels_last."""
     net = Network(genotype, channels=size.channels, layers=size.layers, classes=size.classes, stem=size.stem)
-    return net.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    return net.to(device).to(memory_format=torch.channels_last).eval()
 
 
 def _image(size: NetworkSize, device: torch.device) -> torch.Tensor:
