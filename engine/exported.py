@@ -169,15 +169,14 @@ def read(path: Path) -> tuple[Network, dict[str, Any]]:
     """The network in an exported safetensors file, in evaluation mode, and its metadata with JSON values read.
 
     Raises:
-        ConfigError: safetensors is not installed.
         CheckpointError: the file cannot be read, or its weights are not those of its genotype.
     """
     from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_file
 
     try:
         with safe_open(path, framework="pt") as file:
             about = dict(file.metadata() or {})
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if about.get("format") != FORMAT:
             raise ValueError(f"format {about.get('format')}")
         facts = {name: value if name == "format" else json.loads(value) for name, value in about.items()}
@@ -185,7 +184,7 @@ def read(path: Path) -> tuple[Network, dict[str, Any]]:
             Genotype.from_json_dict(facts["genotype"]), channels=facts["channels"], layers=facts["layers"],
             classes=len(facts["classes"]), stem=facts["stem"],
         )  # fmt: skip
-        network.load_state_dict(weights)
+        network.load_state_dict(load_file(path))
     except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(
             f"{path} is no network of msgdas", got=str(error).splitlines()[0][:120],
