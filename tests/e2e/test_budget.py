@@ -89,7 +89,7 @@ def whole(tmp_path_factory) -> Path:
     return path
 
 
-def test_a_neighbour_takes_a_third_in_mid_run(whole, in_child, tmp_path):
+def test_fault_23_a_neighbour_takes_a_third_in_mid_run(whole, in_child, tmp_path):
     forecast = forecast_of(SIZES)
     first = Rung.of(forecast.config)
     total_bytes = int(1.25 * forecast.bytes(first))
@@ -114,7 +114,7 @@ def test_a_neighbour_takes_a_third_in_mid_run(whole, in_child, tmp_path):
     assert after and max(after) <= left_bytes
 
 
-def test_memory_that_runs_out_costs_no_step(tmp_path, monkeypatch):
+def test_fault_22_memory_that_runs_out_costs_no_step(tmp_path, monkeypatch):
     """torch's CPU allocator raises for real, in a process that may not grow; the same step goes on in two parts."""
     run, reference, whole = tmp_path / "run", tmp_path / "reference", tmp_path / "whole"
     # Large enough that code generated for new shapes does not count.
@@ -207,7 +207,7 @@ def test_a_resumed_search_stays_where_it_stood(tmp_path, monkeypatch):
     assert [row["what"] for row in rows_of(run, "event")] == ["stepped down", "resumed"]
 
 
-def test_where_nothing_fits_the_three_numbers_are_told_and_resume_goes_on(whole, tmp_path, capsys):
+def test_fault_23_where_nothing_fits_the_three_numbers_are_told_and_resume_goes_on(whole, tmp_path, capsys):
     forecast = forecast_of(SIZES)
     enough = Room(2 * forecast.bytes(Rung.of(forecast.config)), 2 * forecast.bytes(Rung.of(forecast.config)), "test")
     readings = 0

@@ -53,7 +53,7 @@ def check(done: subprocess.CompletedProcess[str], code: int, *said: str) -> None
     ],
     ids=["missing", "mismatch", "permission", "lost", "bare MIG"],
 )
-def test_a_gpu_that_cannot_be_asked(msgdas, script, said):
+def test_fault_26_a_gpu_that_cannot_be_asked(msgdas, script, said):
     check(msgdas(script, *HERE), 9, *said)
 
 
@@ -72,11 +72,11 @@ def test_a_gpu_that_is_hidden(msgdas):
     ],
     ids=["taken", "too large", "beside a lost GPU", "MIG"],
 )
-def test_a_budget_that_the_gpu_does_not_have(msgdas, script, budget, said):
+def test_fault_24_a_budget_that_the_gpu_does_not_have(msgdas, script, budget, said):
     check(msgdas(script, *HERE, "--budget", budget), 10, *said, "--budget auto")
 
 
-def test_a_budget_below_what_the_smallest_step_takes(msgdas):
+def test_fault_24_a_budget_below_what_the_smallest_step_takes(msgdas):
     check(
         msgdas(ONE, *HERE, *SMALL, "--methods", "msg", "--budget", "600MiB"), 10,
         "not even K=1", "asked 600.00 MiB, free 570.00 MiB, needed ", "--budget",
@@ -100,7 +100,7 @@ def test_a_request_that_cannot_be_met_whatever_nvml_says(msgdas, words, code, sa
     check(msgdas("init 18", *words), code, *said)
 
 
-def test_without_a_gpu_the_plan_is_for_the_processor_and_says_why(msgdas, tmp_path):
+def test_fault_26_without_a_gpu_the_plan_is_for_the_processor_and_says_why(msgdas, tmp_path):
     words = [*SMALL, "--methods", "msg", "--k", "1", "--policy", "min", "--out", str(tmp_path / "plan")]
     done = msgdas("init 18", "plan", *words)
     assert done.returncode == 0, done.stderr

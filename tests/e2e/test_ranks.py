@@ -192,7 +192,7 @@ def test_all_step_down_where_the_memory_of_one_runs_out(tmp_path):
     assert last(run).state["learner"]["rung"]["accumulate"] == 4
 
 
-def test_a_batch_that_cannot_be_shared_out_is_an_error_of_one_line(tmp_path):
+def test_fault_43_a_batch_that_cannot_be_shared_out_is_an_error_of_one_line(tmp_path):
     (code, _, error), (other, _, silent) = ranks.ends(
         ranks.start(2, "demo", *flags(batch=9), "--out", str(tmp_path / "run"))
     )

@@ -206,7 +206,7 @@ def test_fault_12_full_disk_at_a_checkpoint_does_not_end_a_search(tmp_path, monk
     assert "no checkpoint at step 5" in capsys.readouterr().out
 
 
-def test_other_images_are_refused_on_resume(tmp_path, capsys):
+def test_fault_36_other_images_are_refused_on_resume(tmp_path, capsys):
     from PIL import Image
 
     tree = tmp_path / "tree"

@@ -81,7 +81,7 @@ def test_the_last_epoch_is_the_result_and_the_best_is_only_written_down(whole: P
     assert len(shown["classes"]) == 10
 
 
-def test_a_signal_ends_a_training_after_its_step_and_it_goes_on(tmp_path: Path, whole: Path) -> None:
+def test_fault_02_a_signal_ends_a_training_after_its_step_and_it_goes_on(tmp_path: Path, whole: Path) -> None:
     code = (
         "import os, signal, sys, json\n"
         "from pathlib import Path\n"

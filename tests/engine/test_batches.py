@@ -92,7 +92,7 @@ def test_a_batch_is_a_function_of_its_step() -> None:
         assert torch.equal(batch.indices_B, expected[step].indices_B)
 
 
-def test_an_epoch_holds_each_image_once_and_the_next_one_another_order() -> None:
+def test_fault_40_an_epoch_holds_each_image_once_and_the_next_one_another_order() -> None:
     data = numbered(42)
     loader = batches(data)
     assert loader.per_epoch == 7
@@ -101,7 +101,7 @@ def test_an_epoch_holds_each_image_once_and_the_next_one_another_order() -> None
     assert epochs[0] != epochs[1]
 
 
-def test_what_does_not_fill_a_batch_is_dropped() -> None:
+def test_fault_40_what_does_not_fill_a_batch_is_dropped() -> None:
     loader = batches(numbered(40))
     seen = torch.cat([loader.at(step).indices_B for step in range(loader.per_epoch)])
     assert loader.per_epoch == 6
@@ -191,7 +191,7 @@ def test_sequential_covers_each_index_once_as_it_is() -> None:
     assert [len(batch.labels_B) for batch in loader.sequential(14)] == [6, 6, 2]
 
 
-def test_fewer_images_than_a_batch_is_an_error() -> None:
+def test_fault_40_fewer_images_than_a_batch_is_an_error() -> None:
     with pytest.raises(DataError, match=r"half w of numbered.*got 5 images for batch 6.*--batch 5"):
         batches(numbered(), count=5)
 

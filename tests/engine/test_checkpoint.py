@@ -124,7 +124,7 @@ def test_fault_10_newer_format(run):
         checkpoint.load(run, CONFIG)
 
 
-def test_never_silently_from_scratch(run):
+def test_fault_05_never_silently_from_scratch(run):
     for folder in (run / "checkpoints").iterdir():
         (folder / "state.pt").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"no checkpoint of .* can be read.*step-0000000010.*step-0000000005"):

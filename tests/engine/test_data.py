@@ -161,7 +161,9 @@ def floats(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut, empty, text, floats, Path.unlink])
-def test_a_damaged_image_is_named_in_the_call_that_needs_it(tree: Path, damage: Callable[[Path], None]) -> None:
+def test_fault_34_a_damaged_image_is_named_in_the_call_that_needs_it(
+    tree: Path, damage: Callable[[Path], None]
+) -> None:
     data = FolderImages("pets", tree, image=32)
     bad = data.paths.index(str(tree / "dog" / "1.jpg"))
     damage(Path(data.paths[bad]))
@@ -199,7 +201,7 @@ def test_a_folder_given_without_its_prefix_gets_the_right_advice(tree: Path) -> 
         load(SearchConfig(data=str(tree)))
 
 
-def test_trees_that_are_no_trees_of_classes(tree: Path, tmp_path: Path) -> None:
+def test_fault_35_trees_that_are_no_trees_of_classes(tree: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"too few class folders in .*cat; got none"):
         FolderImages("pets", tree / "cat", image=32)
     (tree / "emu").mkdir()
@@ -217,7 +219,7 @@ def test_trees_that_are_no_trees_of_classes(tree: Path, tmp_path: Path) -> None:
         load(SearchConfig(data=f"imagefolder:{split}"), "test")
 
 
-def test_labels_must_match_images_and_classes() -> None:
+def test_fault_35_labels_must_match_images_and_classes() -> None:
     statistics = Statistics((0.5,) * 3, (0.5,) * 3)
     pixels = np.zeros((3, 8, 8), dtype=np.uint8)
     with pytest.raises(DataError, match="got 3 images and 2 labels"):

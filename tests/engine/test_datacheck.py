@@ -77,7 +77,7 @@ def photos(tmp_path: Path) -> Path:
     return root
 
 
-def test_every_kind_is_named_and_the_clean_list_is_searched(
+def test_fault_34_every_kind_is_named_and_the_clean_list_is_searched(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "clean.list"
@@ -195,7 +195,7 @@ def kill_readers(pipe: Path, times: int, then: Path | None) -> threading.Thread:
 
 
 @pytest.mark.parametrize(("deaths", "bad"), [(1, ""), (2, "worker died")])
-def test_a_worker_that_dies_twice_at_a_file_names_it_and_the_others_are_examined(
+def test_fault_37_a_worker_that_dies_twice_at_a_file_names_it_and_the_others_are_examined(
     tmp_path: Path, deaths: int, bad: str
 ) -> None:
     os.mkfifo(tmp_path / "0.jpg")
@@ -207,7 +207,7 @@ def test_a_worker_that_dies_twice_at_a_file_names_it_and_the_others_are_examined
     assert [found[path].bad for path in paths] == [bad, "", ""]
 
 
-def test_a_file_that_takes_too_long_is_named_and_the_others_are_examined(tmp_path: Path) -> None:
+def test_fault_38_a_file_that_takes_too_long_is_named_and_the_others_are_examined(tmp_path: Path) -> None:
     """A pipe that nobody writes to."""
     os.mkfifo(tmp_path / "pipe.jpg")
     paths = [str(tmp_path / "pipe.jpg"), *(str(picture(tmp_path / f"{n}.jpg", n)) for n in range(3))]

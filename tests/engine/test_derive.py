@@ -60,7 +60,7 @@ def test_softmax_at_extremes() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_logits_that_are_not_finite(value: float) -> None:
+def test_fault_16_logits_that_are_not_finite(value: float) -> None:
     alpha = zeros(DARTS)
     alpha["reduce"][13][7] = value
     with pytest.raises(NumericsError, match="edge 13, dil_conv_5x5"):

@@ -45,7 +45,7 @@ def test_each_process_takes_its_part_of_a_batch():
 
 
 @pytest.mark.parametrize(("batch", "world", "next"), [(9, 2, "--batch 8"), (2, 2, "--batch 4"), (4, 8, "--batch 16")])
-def test_a_batch_that_cannot_be_shared_out_is_refused(batch, world, next):
+def test_fault_43_a_batch_that_cannot_be_shared_out_is_refused(batch, world, next):
     with pytest.raises(ConfigError, match=f"batch {batch}, {world} processes.*{next}"):
         share_of(demo(batch=batch), world)
 
@@ -127,7 +127,7 @@ def test_of_two_that_fail_the_first_speaks(answers):
     assert [found["both"] for found in answers] == [("ConfigError", "no good"), ("FollowedError", "no good")]
 
 
-def test_ranks_that_differ_or_are_elsewhere_are_named(answers):
+def test_fault_44_ranks_that_differ_or_are_elsewhere_are_named(answers):
     for found in answers:
         name, text = found["equal"]
         assert name == "RanksError" and "process 1 unlike process 0" in text

@@ -198,7 +198,7 @@ def test_colour_maps_are_the_identity_without_strength_and_keep_gray_gray() -> N
 
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("damage", ["cut", "empty", "text", "missing"])
-def test_an_image_that_cannot_be_decoded_is_named_and_nothing_else_said(
+def test_fault_34_an_image_that_cannot_be_decoded_is_named_and_nothing_else_said(
     tmp_path: Path, loader: str, damage: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for number in range(8):
@@ -239,7 +239,7 @@ def test_stray_bytes_are_no_damage(tmp_path: Path, loader: str) -> None:
     assert epoch_of(tmp_path, loader, count=2, batch=2)[0].isfinite().all()
 
 
-def test_a_file_that_never_comes_is_named(tmp_path: Path) -> None:
+def test_fault_38_a_file_that_never_comes_is_named(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).mkdir()
         scene(1, 40, 40).save(tmp_path / name / "1.jpg")
@@ -288,7 +288,7 @@ def test_the_first_error_by_order_is_raised_and_threads_end() -> None:
         assert not thread.is_alive()
 
 
-def test_dali_that_is_missing_or_of_another_cuda_is_said(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_41_dali_that_is_missing_or_of_another_cuda_is_said(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(dali.importlib.util, "find_spec", lambda name: None)
         with pytest.raises(DataError, match=r"loader dali cannot run: DALI is not installed; .*msgdas\[dali\]"):

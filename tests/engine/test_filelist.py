@@ -56,7 +56,7 @@ def test_a_link_back_ends_the_walk_there_and_other_links_are_followed(tree: Path
 
 
 @given(st.binary(min_size=1) | st.text(st.characters(exclude_categories=["Cs"])).map(str.encode))
-def test_every_name_survives(name_bytes: bytes) -> None:
+def test_fault_46_every_name_survives(name_bytes: bytes) -> None:
     name = os.fsdecode(name_bytes)
     escaped(name).encode()
     assert "\n" not in escaped(name) and "\t" not in escaped(name) and not escaped(name).startswith("#")

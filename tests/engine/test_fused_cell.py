@@ -154,7 +154,7 @@ def config_of(**overrides):
     return demo(**overrides)
 
 
-def test_what_was_asked_for_is_what_runs_or_an_error(twins):
+def test_fault_29_what_was_asked_for_is_what_runs_or_an_error(twins):
     assert resolve(config_of(impl="reference"), CPU) == ("reference", None)
     with pytest.raises(ConfigError, match="Triton needs a CUDA device"):
         resolve(config_of(impl="triton"), CPU)
@@ -167,7 +167,7 @@ def test_what_was_asked_for_is_what_runs_or_an_error(twins):
     assert impl == "reference" and "gate recompute" in reason
 
 
-def test_without_the_library_a_cpu_falls_back_and_says_why(twins, monkeypatch):
+def test_fault_29_without_the_library_a_cpu_falls_back_and_says_why(twins, monkeypatch):
     monkeypatch.setattr(backend, "why_not_native", lambda: "the C++ kernels are not built")
     assert resolve(config_of(), CPU) == ("reference", "cells run in plain PyTorch: the C++ kernels are not built")
     with pytest.raises(ConfigError, match="not built"):

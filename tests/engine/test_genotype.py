@@ -118,7 +118,7 @@ def test_bad_arch_strings(arch: object) -> None:
 
 @settings(max_examples=150)
 @given(st.data())
-def test_tampered_files_raise_nothing_but_genotype_errors(data: st.DataObject) -> None:
+def test_fault_48_tampered_files_raise_nothing_but_genotype_errors(data: st.DataObject) -> None:
     tuple_text = format_tuple_text(Genotype.from_json_dict(SMALL))
     source = data.draw(st.sampled_from([json.dumps(SMALL), ARCH, tuple_text]))
     start = data.draw(st.integers(0, len(source)))
@@ -143,7 +143,7 @@ def test_tampered_files_raise_nothing_but_genotype_errors(data: st.DataObject) -
         b"__import__('os').system('true')", b" " * ((1 << 20) + 1),
     ],
 )  # fmt: skip
-def test_hostile_files(tmp_path: Path, content: bytes) -> None:
+def test_fault_48_hostile_files(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "genotype.json"
     file.write_bytes(content)
     with pytest.raises(GenotypeError, match="Next: "):

@@ -121,7 +121,7 @@ def test_the_picture_names_every_layer(space):
         ({"0": "zero"}, "lists the operation"),
     ],
 )
-def test_hostile_genotypes(names, words):
+def test_fault_48_hostile_genotypes(names, words):
     with pytest.raises(GenotypeError, match=words):
         Genotype.from_json_dict({"mobile": names})
     with pytest.raises(GenotypeError):

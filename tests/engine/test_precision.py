@@ -65,7 +65,7 @@ def test_maps_take_half_of_the_memory():
     assert peaks["bfloat16"] < 0.7 * peaks["float32"]
 
 
-def test_a_step_of_fp16_that_is_not_finite_is_skipped_and_counted():
+def test_fault_17_a_step_of_fp16_that_is_not_finite_is_skipped_and_counted():
     learner, _, _ = build_learner(demo(**SIZES, dtype="float16", scale_skips=3), CPU, 10)
     before = [parameter.detach().clone() for parameter in learner.net.parameters()]
     alphas = [alpha.detach().clone() for alpha in learner.sampler.parameters()]

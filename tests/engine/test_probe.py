@@ -51,7 +51,7 @@ def test_every_draw_is_the_dearest(mode):
                 assert [set(row) for row in found[kind]] == [set(row) for row in rows]
 
 
-def test_a_process_of_its_own_measures_and_a_failure_is_told():
+def test_fault_21_a_process_of_its_own_measures_and_a_failure_is_told():
     config = config_of(policy="all")
     found = probe(config, CPU, classes=10, predicted_bytes=1000, split_bytes={})
     assert found.measured_bytes == pytest.approx(measure_dearest(config, CPU, 10)["bytes"], rel=0.005)
@@ -61,7 +61,7 @@ def test_a_process_of_its_own_measures_and_a_failure_is_told():
     assert failed.reason in failed.line() and "\n" not in failed.line()
 
 
-def test_a_measurement_corrects_what_comes_after(monkeypatch, tmp_path):
+def test_fault_25_a_measurement_corrects_what_comes_after(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     config = config_of()
     key = key_of(config, CPU, "reference")
@@ -86,5 +86,5 @@ def vars_of(key: Key) -> tuple[str, ...]:
 @pytest.mark.parametrize(
     ("measured", "missed"), [(1000, False), (1004, False), (1010, True), (990, True), (None, False)]
 )
-def test_a_miss_to_either_side_is_flagged(measured, missed):
+def test_fault_25_a_miss_to_either_side_is_flagged(measured, missed):
     assert ProbeResult(1000, {}, measured, {}, 0.005, "test", "").missed == missed

@@ -184,7 +184,7 @@ def test_fault_49_no_standard_output(replay):
     assert (result.returncode, result.stderr) == (0, b"a warning\n")
 
 
-def test_full_disk_behind_standard_output_is_said_once(replay):
+def test_fault_49_full_disk_behind_standard_output_is_said_once(replay):
     with open("/dev/full", "wb") as full:
         result = subprocess.run(replay(), stdout=full, stderr=subprocess.PIPE, env=environment(), timeout=60)
     assert result.returncode == 0

@@ -298,7 +298,7 @@ def test_cell_of_another_space_is_no_cell():
 
 
 @pytest.mark.parametrize(("skips", "alarmed"), [({"normal": 1, "reduce": 4}, 0), ({"normal": 2, "reduce": 0}, 1)])
-def test_alarm_is_for_normal_cells(tmp_path, skips, alarmed):
+def test_fault_51_alarm_is_for_normal_cells(tmp_path, skips, alarmed):
     path = write_run(tmp_path / "run", demo(epochs=2), epochs=0)
     row = {"kind": "epoch", "epoch": 0, "step": 4, "skips": skips}
     (path / "metrics.jsonl").write_text(json.dumps(row) + "\n")

@@ -73,7 +73,7 @@ def test_bins_keep_means_and_extremes():
     assert all(len(column) == 0 for column in figures.binned(x, np.full(10_000, math.nan)))
 
 
-def test_skip_connects_and_their_alarm(history):
+def test_fault_51_skip_connects_and_their_alarm(history):
     lines = lines_of(figures.skip_figure(history))
     for kind in ("normal", "reduce"):
         assert list(lines[f"{kind} cell"].get_ydata()) == [epoch.skips[kind] for epoch in history.epochs]

@@ -28,12 +28,12 @@ def test_create_and_open(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["with space", "ünïcode", "a" * 100])
-def test_any_name_will_do(tmp_path, name):
+def test_fault_46_any_name_will_do(tmp_path, name):
     RunFolder.create(tmp_path / name, demo(), {})
     assert RunFolder.open(tmp_path / name, from_json).config == demo()
 
 
-def test_refuses_what_is_not_its_own(tmp_path):
+def test_fault_14_refuses_what_is_not_its_own(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("years")
     with pytest.raises(RunFolderError, match=r"not empty.*--resume"):
@@ -84,7 +84,7 @@ def test_fault_14_a_folder_belongs_to_one_search(tmp_path):
         assert str(os.getpid()) in (folder.path / "LOCK").read_text()
 
 
-def test_default_names_do_not_collide(tmp_path, monkeypatch):
+def test_fault_46_default_names_do_not_collide(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first = default_path("demo")
     first.mkdir(parents=True)
@@ -100,7 +100,7 @@ def test_atomic_write_leaves_the_old_file_and_no_rubbish_when_it_fails(tmp_path)
 
 
 @given(st.binary(max_size=200))
-def test_reader_never_raises(data):
+def test_fault_13_reader_never_raises(data):
     path = Path(os.devnull)
     import tempfile
 
@@ -114,7 +114,7 @@ def test_reader_never_raises(data):
 @given(
     st.lists(st.dictionaries(st.text(max_size=3), st.integers() | st.floats(allow_nan=False) | st.none())), st.data()
 )
-def test_reader_gets_every_whole_row_of_any_prefix(rows, data):
+def test_fault_13_reader_gets_every_whole_row_of_any_prefix(rows, data):
     import tempfile
 
     text = "".join(json.dumps(row) + "\n" for row in rows).encode()

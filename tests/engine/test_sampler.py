@@ -88,7 +88,7 @@ def test_k1_is_gdas_hardwts():
         torch.testing.assert_close(ours, theirs)
 
 
-def test_union_of_all_without_noise_is_dense_darts():
+def test_fault_20_union_of_all_without_noise_is_dense_darts():
     sampler = sampler_of(method="darts")
     sample = sampler.draw(0, 1.0, grad=True)
     gates = sample.networks[0]["normal"].gates_EO
@@ -177,7 +177,7 @@ def test_score_log_probability_is_plackett_luces():
 
 
 @pytest.mark.parametrize("value", [50.0, -50.0])
-def test_extreme_logits(value):
+def test_fault_19_extreme_logits(value):
     sampler = sampler_of(k=3)
     with torch.no_grad():
         sampler.alpha["normal"].zero_()[:, 4] = value

@@ -144,7 +144,7 @@ def test_lists_of_other_files_are_refused(tmp_path: Path) -> None:
         load(SearchConfig(data=f"imagefolder:{root}", data_list=str(tmp_path / "none")))
 
 
-def test_a_run_keeps_its_parts_as_lists_and_refuses_other_files(
+def test_fault_36_a_run_keeps_its_parts_as_lists_and_refuses_other_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, run = plant(tmp_path / "photos"), tmp_path / "run"

@@ -138,7 +138,7 @@ def test_ema_teacher_follows_the_weights():
     torch.testing.assert_close(follower, (start + now) / 2)
 
 
-def test_nan_in_the_loss_stops_before_the_weights_change():
+def test_fault_15_nan_in_the_loss_stops_before_the_weights_change():
     learner = learner_of(k=2)
     x, y = batch()
     before = weights(learner)
@@ -151,7 +151,7 @@ def test_nan_in_the_loss_stops_before_the_weights_change():
     assert all(torch.equal(alpha[name], now) for name, now in learner.sampler.state_dict().items())
 
 
-def test_infinite_gradient_stops_before_the_weights_change():
+def test_fault_15_infinite_gradient_stops_before_the_weights_change():
     learner = learner_of(k=2)
     with torch.no_grad():
         learner.net.classifier.weight.mul_(1e38)
@@ -161,7 +161,7 @@ def test_infinite_gradient_stops_before_the_weights_change():
     assert all(torch.equal(before[name], now) for name, now in weights(learner).items())
 
 
-def test_alpha_that_becomes_infinite_is_put_back():
+def test_fault_16_alpha_that_becomes_infinite_is_put_back():
     learner = learner_of(k=2)
     learner.alpha_optimizer.param_groups[0]["lr"] = float("inf")
     before = copy.deepcopy(learner.sampler.state_dict())

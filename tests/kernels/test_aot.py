@@ -56,7 +56,7 @@ def test_within_its_budget_a_kernel_says_nothing():
         ({"matrix": 0}, "stage_kernel on sm_90: matrix 0, at least 3.63636"),
     ],
 )
-def test_every_breach_is_one_line(changes, line):
+def test_fault_30_every_breach_is_one_line(changes, line):
     assert aot.breaches([result_of(), result_of(**changes)], BUDGETS) == [line]
 
 

@@ -95,7 +95,7 @@ def test_a_range_of_rows_is_a_launch_of_its_own():
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("drop", [False, True])
 @pytest.mark.parametrize("name", ["darts", "darts-24", "nas-bench"])
-def test_sums_against_the_twin(name, drop, dtype):
+def test_fault_32_sums_against_the_twin(name, drop, dtype):
     (which, sources), sizes = CELLS[name]
     cell = cell_of(which, sources, dtype=dtype, device=DEVICE, **sizes)
     _, _, z, stats = stages(stage_twin, cell)

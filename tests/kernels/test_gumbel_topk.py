@@ -53,7 +53,7 @@ def test_plackett_luce_law_by_chi_square():
     st.lists(st.one_of(st.floats(-50, 50, width=32), st.just(-math.inf), st.just(0.0)), min_size=2, max_size=9),
     st.data(),
 )
-def test_k_distinct_operations_whatever_the_logits(logits, data):
+def test_fault_19_k_distinct_operations_whatever_the_logits(logits, data):
     k = data.draw(st.integers(1, len(logits)))
     scores = torch.tensor([logits])
     indices = gt.top_k(scores, k)[0].tolist()
@@ -63,11 +63,11 @@ def test_k_distinct_operations_whatever_the_logits(logits, data):
 
 
 @given(st.sampled_from([0.0, 1.0, 1 - 2**-24, torch.finfo(torch.float32).tiny, 0.5, 1e-45]))
-def test_noise_is_finite_at_the_ends_of_the_interval(u):
+def test_fault_18_noise_is_finite_at_the_ends_of_the_interval(u):
     assert torch.isfinite(gt.gumbel_noise(torch.tensor([u], dtype=torch.float32))).all()
 
 
-def test_without_the_clip_zero_would_be_infinite():
+def test_fault_18_without_the_clip_zero_would_be_infinite():
     assert torch.isinf(-torch.log(-torch.log(torch.zeros(1)))).all()
 
 

@@ -101,7 +101,7 @@ def test_backward_is_the_gradient_of_the_relaxation(relaxation, way):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_ties_go_to_the_lowest_index(way):
+def test_fault_19_ties_go_to_the_lowest_index(way):
     alpha = torch.tensor([[0.0, 1.0, 1.0, 0.0, 1.0], [2.0, 2.0, 2.0, 2.0, 2.0]], device=DEVICE)
     for function in (ours.gumbel_topk, twin.gumbel_topk):
         indices = call(function, alpha, k=4, noise=False, mode=way[0], assign=way[1])[0]
@@ -109,7 +109,7 @@ def test_ties_go_to_the_lowest_index(way):
 
 
 @pytest.mark.parametrize(("relaxation", "way"), SETTINGS)
-def test_extreme_logits_stay_finite_and_distinct(relaxation, way):
+def test_fault_19_extreme_logits_stay_finite_and_distinct(relaxation, way):
     rows = [[1e4, -1e4, 0, 0, 0], [88, -88, 88, -88, 1], [-1e30, -1e30, -1e30, 0, -1e30], [1e36, 0, 0, 0, 0]]
     alpha = torch.tensor(rows, device=DEVICE)
     for k, tau in ((5, 0.05), (3, 10.0)):
@@ -124,7 +124,7 @@ def test_extreme_logits_stay_finite_and_distinct(relaxation, way):
 
 # numpy, which stands behind the interpreter, warns of -inf - -inf.
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
-def test_operations_of_probability_zero_come_last_and_once():
+def test_fault_19_operations_of_probability_zero_come_last_and_once():
     alpha = torch.full((2, 5), -torch.inf, device=DEVICE)
     alpha[0, 3], alpha[1, :2] = 1.0, 0.0
     ours_, truth = (call(function, alpha, k=5)[0] for function in (ours.gumbel_topk, twin.gumbel_topk))

@@ -58,20 +58,20 @@ def test_facts_and_tenants(in_child):
     ],
     ids=["missing", "permission", "unloaded", "mismatch", "unknown", "empty", "lost", "denied"],
 )
-def test_fault_is_a_line_and_a_way_out(in_child, script, reason, remedy):
+def test_fault_26_each_is_a_line_and_a_way_out(in_child, script, reason, remedy):
     found = in_child(ALL, script)
     assert found["devices"] == [] and "\n" not in found["reason"]
     assert reason in found["reason"] and remedy in found["remedy"]
     assert reason in in_child(ONE, script, "GPU-a")
 
 
-def test_a_lost_gpu_does_not_hide_the_other(in_child):
+def test_fault_26_a_lost_gpu_does_not_hide_the_other(in_child):
     found = in_child(ALL, TWO + "fail 0 15")
     assert [gpu["uuid"] for gpu in found["devices"]] == ["GPU-bbbb-2222"]
     assert found["notes"] == ["GPU 0 of NVML was left out: a GPU has fallen off the bus"]
 
 
-def test_visible_by_uuid_and_index(in_child):
+def test_fault_27_visible_by_uuid_and_index(in_child):
     def uuids(value, order="fastest"):
         return [gpu["uuid"] for gpu in in_child(VISIBLE, TWO, value, order)["devices"]]
 

@@ -47,7 +47,7 @@ def left(value, candidates=TWO, *, pci_order=False, one_instance=False):
         ("GPU-zz", ()),
     ],
 )
-def test_indices_and_uuids(value, uuids):
+def test_fault_27_indices_and_uuids(value, uuids):
     assert left(value) == uuids
 
 
@@ -120,7 +120,7 @@ def test_an_index_among_different_gpus_names_none_unless_the_order_is_set():
 @given(
     st.one_of(st.text(max_size=30), st.lists(st.sampled_from(["0", "1", "2", "GPU-aa", "MIG-1", "-"])).map(",".join))
 )
-def test_any_text_leaves_known_gpus_once_or_says_why(value):
+def test_fault_27_any_text_leaves_known_gpus_once_or_says_why(value):
     found = visible(value, TWO, pci_order=True, one_instance=False)
     assert set(found.uuids) <= {"GPU-aaaa-1", "GPU-aabb-2"} and len(set(found.uuids)) == len(found.uuids)
     assert found.uuids or found.notes
