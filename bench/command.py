@@ -5,13 +5,20 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ..engine.cli import Parser, in_one_line, share_processors
 from ..engine.method import METHODS, method_named
 
 PROGRAM = "python -m msgdas.bench"
+
+# What whole numbers mean in every benchmark that has them.
+SIZES: Mapping[str, str] = {
+    "channels": "C of the first cell", "layers": "cells", "image": "side of the images in pixels",
+    "batch": "images per step or batch", "rounds": "times that everything is measured, in turn",
+    "threads": "CPU threads",
+}  # fmt: skip
 
 Main = Callable[[Sequence[str]], int]
 
@@ -42,6 +49,18 @@ def add_methods(made: argparse.ArgumentParser, default: str) -> None:
     """--methods and --space."""
     made.add_argument("--methods", default=default, metavar="A,B", help=f"of {', '.join(METHODS)} (default: {default})")
     made.add_argument("--space", default="darts", help="search space (default: darts)")
+
+
+def add_sizes(made: argparse.ArgumentParser, **defaults: int) -> None:
+    """Of the options in SIZES those that are named, each with its default; a number below 1 is refused."""
+    for name, default in defaults.items():
+        made.add_argument(f"--{name}", type=_positive, default=default, help=f"{SIZES[name]} (default: {default})")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text}, allowed 1 or more")
+    return int(text)
 
 
 def methods_listed(text: str) -> tuple[str, ...]:

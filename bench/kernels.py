@@ -116,9 +116,7 @@ def main(argv: Sequence[str]) -> int:
                       help="of cpu, traffic, predictions (default: all)")  # fmt: skip
     made.add_argument("--channels", type=int, nargs="+", default=(16, 64), help="default: 16 64")
     made.add_argument("--side", type=int, default=32, help="default: 32")
-    made.add_argument("--batch", type=int, default=16, help="default: 16")
-    made.add_argument("--threads", type=int, default=1, help="default: 1")
-    made.add_argument("--rounds", type=int, default=51, help="calls of each (default: 51)")
+    command.add_sizes(made, batch=16, rounds=51, threads=1)
     made.add_argument("--set", choices=native.SETS, help="use at most this instruction set")
     arguments = made.parse_args(argv)
     parts = arguments.parts.split(",")

@@ -31,20 +31,16 @@ PREDICTORS = {
 def main(argv: Sequence[str]) -> int:
     made = command.parser("latency", __doc__)
     made.add_argument("--cells", type=int, default=200, help="random cells, half of them held out (default: 200)")
-    made.add_argument("--channels", type=int, default=16, help="C of the first cell (default: 16)")
-    made.add_argument("--layers", type=int, default=3, help="cells, a multiple of 3 (default: 3)")
-    made.add_argument("--image", type=int, default=32, help="side in pixels (default: 32)")
-    made.add_argument("--repeats", type=int, default=15, help="rounds (default: 15)")
-    made.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
+    command.add_sizes(made, channels=16, layers=3, image=32, rounds=15, threads=1)
     made.add_argument("--seed", type=int, default=0, help="of the cells (default: 0)")
     arguments = made.parse_args(argv)
     size = NetworkSize(arguments.channels, arguments.layers, arguments.image, 10, "cifar")
     cells = distinct_cells(arguments.cells, arguments.seed)
-    errors, measured_ms = predicted(cells, size, repeats=arguments.repeats, threads=arguments.threads)
+    errors, measured_ms = predicted(cells, size, repeats=arguments.rounds, threads=arguments.threads)
     facts = provenance(command.again("latency", argv), threads=arguments.threads)
     gate = Gate(True, {}, "predictions are held against measured networks")
     config = {**asdict(size), "of": NASBENCH201.name, "cells": len(cells), "seed": arguments.seed,
-              "repeats": arguments.repeats, "threads": arguments.threads}  # fmt: skip
+              "repeats": arguments.rounds, "threads": arguments.threads}  # fmt: skip
     figures = {f"relative_error_{name}": [error] for name, error in errors.items()} | {"latency_ms": measured_ms}
     rows = [row("latency", "predictor", config, figures, gate, facts)]
     show_and_keep(rows, line, as_json=arguments.json, out=arguments.out)

@@ -185,11 +185,8 @@ def table(rows: Sequence[Row]) -> str:
 def main(argv: Sequence[str]) -> int:
     made = command.parser("loaders", __doc__)
     made.add_argument("--data", type=Path, required=True, metavar="DIR", help="a tree of class folders")
-    made.add_argument("--image", type=int, default=224, help="side of the crops (default: 224)")
-    made.add_argument("--batch", type=int, default=50, help="images per batch (default: 50)")
-    made.add_argument("--batches", type=int, default=10, help="batches of a pass (default: 10)")
-    made.add_argument("--rounds", type=int, default=5, help="passes of every loader (default: 5)")
-    made.add_argument("--threads", type=int, default=2, help="of the project's loaders (default: 2)")
+    made.add_argument("--batches", type=int, default=10, help="batches of a round (default: 10)")
+    command.add_sizes(made, image=224, batch=50, rounds=5, threads=2)
     arguments = made.parse_args(argv)
     torch.set_num_threads(1)
     contest = Contest(

@@ -116,7 +116,7 @@ def cost(name: str, step: Step, pairs: int, *, rate_hz: float, live: bool) -> Co
 def main(argv: Sequence[str]) -> int:
     made = command.parser("recording", __doc__)
     made.add_argument("--pairs", type=int, default=30, help="steps without and with each kind of recording")
-    made.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
+    command.add_sizes(made, threads=1)
     arguments = made.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     step = build_step()

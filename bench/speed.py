@@ -153,16 +153,9 @@ def shares(found: Sequence[Row]) -> dict[str, float]:
 def main(argv: Sequence[str]) -> int:
     made = command.parser("speed", __doc__ or "")
     command.add_methods(made, ",".join(name for name in DEFAULT if name in METHODS))
-    made.add_argument("--rounds", type=int, default=5, help="timed steps of each variant (default: 5)")
-    made.add_argument("--threads", type=int, default=1, help="default: 1")
-    made.add_argument("--batch", type=int, default=16, help="default: 16")
+    command.add_sizes(made, batch=16, rounds=5, threads=1)
     made.add_argument("--only", default="", metavar="TEXT", help="lines whose name holds this text")
     arguments = made.parse_args(argv)
-    if arguments.rounds < 1 or arguments.threads < 1:
-        raise ConfigError(
-            "a step is timed at least once, by at least one thread",
-            got=f"--rounds {arguments.rounds} --threads {arguments.threads}", allowed="1 or more", next="--rounds 5",
-        )  # fmt: skip
     torch.set_num_threads(arguments.threads)
     size = {**size_of(arguments.space), "batch": arguments.batch}
     methods = command.methods_listed(arguments.methods)

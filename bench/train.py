@@ -106,11 +106,7 @@ def table(rows: Sequence[Row]) -> str:
 def main(argv: Sequence[str]) -> int:
     made = command.parser("train", __doc__)
     made.add_argument("--genotype", default="DARTS_V2", metavar="NAME", help="published cell (default: DARTS_V2)")
-    made.add_argument("--channels", type=int, default=36, help="C (default: 36)")
-    made.add_argument("--layers", type=int, default=20, help="cells (default: 20)")
-    made.add_argument("--batch", type=int, default=16, help="images per step (default: 16)")
-    made.add_argument("--rounds", type=int, default=5, help="steps of each (default: 5)")
-    made.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    command.add_sizes(made, channels=36, layers=20, batch=16, rounds=5, threads=1)
     arguments = made.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     gate = gradient_gate(arguments.genotype)
