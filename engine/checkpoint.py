@@ -25,6 +25,8 @@ from .train_config import TrainConfig
 
 FORMAT = 1
 FOLDER, STATE, MANIFEST = "checkpoints", "state.pt", "manifest.json"
+# Before the name of a checkpoint while another of the same step takes its place.
+REPLACED = ".old-"
 # They say where and how fast, not what is computed.
 FREE_KEYS = {
     "data_root", "download", "keep", "checkpoint_every", "recipe", "workers", "prefetch", "dist_timeout_s",
@@ -80,12 +82,14 @@ def save(run: Path, step: int, state: dict[str, Any], config: SearchConfig | Tra
             text.flush()
             os.fsync(text.fileno())
         _sync_folder(temporary)
+        replaced = root / f"{REPLACED}{final.name}"
         if final.exists():
-            shutil.rmtree(final)
+            os.replace(final, replaced)
         os.replace(temporary, final)
         _sync_folder(root)
+        shutil.rmtree(replaced, ignore_errors=True)
     except OSError:
-        shutil.rmtree(temporary, ignore_errors=True)
+        clean(run)
         raise
     for old in _folders(run)[config.keep :]:
         shutil.rmtree(old, ignore_errors=True)
@@ -118,9 +122,16 @@ def keep(
 
 
 def clean(run: Path) -> None:
-    """Remove what a killed process left half written."""
-    for leftover in (run / FOLDER).glob(".tmp-*"):
+    """Remove what a killed process left half written; a checkpoint that it was about to replace comes back."""
+    root = run / FOLDER
+    for leftover in root.glob(".tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
+    for replaced in root.glob(f"{REPLACED}*"):
+        final = root / replaced.name.removeprefix(REPLACED)
+        if final.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+        else:
+            os.replace(replaced, final)
 
 
 def load(run: Path, config: SearchConfig | TrainConfig) -> Checkpoint | None:

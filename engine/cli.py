@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any, NoReturn
 
-from ..profiles.errors import BudgetError, ProfileError
+from ..profiles.errors import BudgetError, ProfileError, one_line
 from .commands import data, doctor, eval, export, latency, plan, profile, search, show, train
 from .errors import (
     CheckpointError,
@@ -127,6 +128,30 @@ def in_one_line(program: str, act: Callable[[], int], *, debug: bool) -> int:
     except KeyboardInterrupt:
         print(f"{program}: stopped by Ctrl-C", file=sys.stderr)
         return SIGNAL_EXIT + signal.SIGINT
+    except (OSError, RuntimeError, MemoryError) as error:
+        code, text = used_up(error)
+        if debug or not code:
+            raise
+        print(f"{program}: {text}", file=sys.stderr)
+        return code
+
+
+def used_up(error: BaseException) -> tuple[int, str]:
+    """Exit code and line of an error by which another library says that disk, memory or GPU failed; else (0, "")."""
+    if isinstance(error, OSError):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return 0, ""
+        next = "free some, then the same command, or --resume RUN where it had begun a run folder"
+        return EXIT_CODES[RunFolderError], one_line("no room on the disk", got=error, next=next)
+    from .exhausted import DOUBTFUL_TEXTS, is_out_of_memory
+
+    got = str(error).partition("\n")[0] or type(error).__name__
+    if is_out_of_memory(error) and not any(words in got for words in DOUBTFUL_TEXTS):
+        return EXIT_CODES[BudgetError], one_line("memory ran out", got=got, next="a smaller --batch, or --budget auto")
+    if got.startswith("CUDA error:"):
+        next = "start the process anew: no call on this GPU can succeed in it; --resume RUN has the last checkpoint"
+        return EXIT_CODES[ProfileError], one_line("the GPU failed", got=got, next=next)
+    return 0, ""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -329,7 +329,9 @@ class _Run:
             if kind != "reduce" and count >= SKIP_ALARM and schedule.alpha_trains(self.config, epoch):
                 self.journal.note(f"{kind} cell has {count} skip-connects: a sign of collapse if it grows")
         self.epoch_closed = True
-        self._save()
+        last = self.step == self.total_steps
+        with self.ranks.together("the last checkpoint") if last else nullcontext():
+            self._save(last=last)
 
     def _held(self, count: int) -> Iterable[Batch]:
         """The first batches of the alpha half as cells are judged on them, all of `eval_images` for 0."""

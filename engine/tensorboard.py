@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,8 @@ class TensorBoardWriter:
     def __init__(self, path: Path, done_step: int | None = None) -> None:
         self._path = path
         self._writer: SummaryWriter | None = None
+        self._threads: set[threading.Thread] = set()
+        self._show_error = threading.excepthook
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
@@ -74,9 +77,20 @@ class TensorBoardWriter:
         writer, self._writer = self._writer, None
         if writer is not None:
             self._attempt(writer.close)
+        if self._threads:
+            threading.excepthook = self._show_error
+            self._threads = set()
 
     def _open(self, kind: type[SummaryWriter], purge_step: int) -> None:
+        before = set(threading.enumerate())
         self._writer = kind(str(self._path), purge_step=purge_step)
+        self._threads = set(threading.enumerate()) - before
+        threading.excepthook = self._passed_over
+
+    def _passed_over(self, failed: threading.ExceptHookArgs) -> None:
+        """A full disk ends tensorboard's own thread, whose error comes again in the next call: no traceback for it."""
+        if not (isinstance(failed.exc_value, OSError) and failed.thread in self._threads):
+            self._show_error(failed)
 
     def _attempt(self, write: Callable[[], None]) -> None:
         try:
