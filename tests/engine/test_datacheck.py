@@ -148,6 +148,12 @@ def test_another_check_takes_what_is_known_and_sees_what_changed(photos: Path, t
     assert second.examined == 1
     assert set(second.left_out["truncated"]) == {*first.left_out["truncated"], "a/3.jpg"}
     assert check(photos, out=out, workers=1).examined == 0
+    os.utime(photos / "train" / "a" / "4.jpg")
+    found = (photos / "train" / "a" / "5.jpg").stat()
+    with open(f"{out}.state", "a") as state:
+        verdict = ["train/a/5.jpg", found.st_size, found.st_mtime_ns, "took too long", "", [], ""]
+        state.write(json.dumps(verdict) + "\n")
+    assert check(photos, out=out, workers=1).examined == 2
     assert check(photos / "train", out=out, workers=1).examined == 35
 
 

@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from msgdas.engine import dali
 from msgdas.engine.batches import ALONE, Batches, Shard
 from msgdas.engine.config import SearchConfig, build
-from msgdas.engine.crops import RATIO, SCALE, TRIES, colour_maps, random_views, resized_windows, uniform
+from msgdas.engine.crops import random_views
+from msgdas.engine.decoding import Picture, TurboDecoder, open_picture, pixels_of
 from msgdas.engine.errors import ConfigError, DataError
 from msgdas.engine.feeding import Feed, Watch, changed_feeder
 from msgdas.engine.halves import open_halves
@@ -26,9 +25,7 @@ from msgdas.engine.prediction import SearchProbe, Target
 from msgdas.engine.sources import Meter, ResizedCrops
 from msgdas.engine.workers import Workers, processors
 from msgdas.profiles.predictor import Speed
-from numpy.typing import NDArray
 from PIL import Image
-from torchvision.transforms import RandomResizedCrop
 
 from ..loaders import LOADERS, needs_dali
 
@@ -147,53 +144,34 @@ def test_evaluation_shows_the_middle_upright(tree: Path, loader: str) -> None:
     assert levels.mean((1, 2, 3)).max() < 6
 
 
-def test_windows_are_those_of_torchvision() -> None:
-    """The same algorithm on other random numbers: area, ratio and place have the same distribution."""
-    torch.manual_seed(0)
-    sizes = np.tile(np.array([[261, 300]]), (4000, 1))
-    ours = resized_windows(sizes, uniform(np.arange(4000), 2 * TRIES + 2, 0, "test"))
-    empty = torch.empty(3, 261, 300)
-    theirs = np.array([RandomResizedCrop.get_params(empty, list(SCALE), list(RATIO)) for _ in range(4000)])
-    for one, other in (
-        (ours.prod(1, where=[False, False, True, True]), theirs.prod(1, where=[False, False, True, True])),
-        *zip(ours.T, theirs.T, strict=True),
-    ):
-        quantiles = [np.quantile(part, np.linspace(0.05, 0.95, 19)) for part in (one, other)]
-        assert np.abs(quantiles[0] - quantiles[1]).max() < 0.05 * max(one.max(), other.max())
+def test_a_large_jpeg_is_decoded_smaller_and_shows_the_same_window() -> None:
+    stored = io.BytesIO()
+    scene(0, 700, 900).save(stored, "JPEG")
+    picture = open_picture(stored.getvalue(), "large")
+    whole = Picture("large", 700, 900, None, pixels_of(stored.getvalue(), "large"))
+    views = random_views(np.array([[700, 900]] * 6), np.arange(6), seed=0, stream="w", epoch=0)
+    workers = Workers(1)
+    decoder = TurboDecoder(32, workers)
+    small, full = (decoder.decode([one] * 6, views).float() for one in (picture, whole))
+    workers.close()
+    # A window is rounded to whole pixels of the smaller picture.
+    assert 0 < (small - full).abs().mean((1, 2, 3)).max() < 5
 
 
-@given(
-    sizes=st.lists(st.tuples(st.integers(1, 900), st.integers(1, 900)), min_size=1, max_size=8),
-    seed=st.integers(0, 99),
-)
-@settings(max_examples=60, deadline=None)
-def test_windows_lie_within_the_image(sizes: list[tuple[int, int]], seed: int) -> None:
-    sizes_B2 = np.array(sizes)
-    indices_B = np.arange(len(sizes)) * 7919
-    views = random_views(sizes_B2, indices_B, seed=seed, stream="w", epoch=2)
-    top_B, left_B, height_B, width_B = views.windows_B4.T
-    assert (views.windows_B4[:, :2] >= 0).all() and (views.windows_B4[:, 2:] > 0).all()
-    assert (top_B + height_B <= sizes_B2[:, 0]).all() and (left_B + width_B <= sizes_B2[:, 1]).all()
-    alone = random_views(sizes_B2[-1:], indices_B[-1:], seed=seed, stream="w", epoch=2)
-    assert (alone.windows_B4[0] == views.windows_B4[-1]).all()
-
-
-def test_draws_belong_to_the_words_and_are_uniform() -> None:
-    drawn = uniform(np.arange(5000), 8, 1, "w")
-    assert drawn.min() >= 0 and drawn.max() < 1
-    assert np.abs(drawn.mean(0) - 0.5).max() < 0.02
-    assert np.abs(np.corrcoef(drawn.T) - np.eye(8)).max() < 0.06
-    assert not np.isin(uniform(np.arange(50), 8, 2, "w"), drawn).any()
-
-
-def test_colour_maps_are_the_identity_without_strength_and_keep_gray_gray() -> None:
-    draws_B4: NDArray[np.float64] = uniform(np.arange(20), 4, 0)
-    none = colour_maps(draws_B4, (0, 0, 0, 0))
-    np.testing.assert_allclose(none[:, :, :3], np.broadcast_to(np.eye(3), (20, 3, 3)), atol=1e-5)
-    np.testing.assert_allclose(none[:, :, 3], 0, atol=1e-3)
-    gray = colour_maps(draws_B4, (0.4, 0.4, 0.4, 0.2)) @ np.array([90, 90, 90, 1.0])
-    assert np.ptp(gray, axis=1).max() < 0.01
-    assert np.ptp(gray[:, 0]) > 10
+def test_colours_are_cut_off_and_the_same_on_a_device(tree: Path) -> None:
+    data, workers = folder(tree), Workers(2)
+    source = ResizedCrops(
+        data, seed=0, stream="w", jitter=(1, 1, 1, 0.5), dtype=torch.float32, decoder=TurboDecoder(32, workers),
+        workers=workers,
+    )  # fmt: skip
+    images_BCHW = source.images(torch.arange(16), 0)
+    assert images_BCHW.aminmax() == (-2, 2)
+    pictures = [open_picture(data.read(number), str(number)) for number in range(16)]
+    sizes_B2 = np.array([(picture.height, picture.width) for picture in pictures])
+    views = random_views(sizes_B2, np.arange(16), seed=0, stream="w", epoch=0, jitter=(1, 1, 1, 0.5))
+    theirs_BHWC = source._on_device(source.decoder.decode(pictures, views), views.colours_B34)
+    workers.close()
+    torch.testing.assert_close(images_BCHW, theirs_BHWC.permute(0, 3, 1, 2), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("loader", LOADERS)

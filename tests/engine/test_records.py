@@ -129,6 +129,12 @@ def test_a_tar_without_labels_takes_its_folders(tmp_path: Path) -> None:
     assert records.read(2) == JPEGS[2]
 
 
+def test_a_label_may_be_negative(tmp_path: Path) -> None:
+    labels = (-1 & (1 << 64) - 1, 3)
+    (tmp_path / "a").write_bytes(b"".join(framed(example(JPEGS[0], label, packed=True)) for label in labels))
+    assert tfrecord([tmp_path / "a"]).classes == ("-1", "3")
+
+
 def test_a_record_with_the_magic_number_in_it_is_whole(tmp_path: Path) -> None:
     """Cut where it stands at a multiple of four of the record, twice in one image and once at its end."""
     images = list(JPEGS)
@@ -161,6 +167,8 @@ def test_a_file_and_a_pattern_are_all_training(tmp_path: Path) -> None:
         write_tar(tmp_path / f"{shard}.tar", numbers=range(4 * shard, 4 * shard + 4))
     assert len(load_archives(f"webdataset:{tmp_path / '1.tar'}", test=False, image=16).labels) == 4
     assert len(load_archives(f"webdataset:{tmp_path}/*.tar", test=False, image=16).labels) == 8
+    with pytest.raises(DataError, match="names no files of the test part"):
+        load_archives(f"webdataset:{tmp_path}", test=True, image=16)
     one = load_archives(f"webdataset:{tmp_path}", test=False, image=16)
     assert one.read(6) == JPEGS[6]
 
