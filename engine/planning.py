@@ -16,7 +16,7 @@ import torch
 
 from ..profiles.budget import Budget
 from ..profiles.errors import BudgetError
-from ..profiles.planner import MARGIN, Choices, Setting, Surface, best_of, plan, usable_bytes
+from ..profiles.planner import MARGIN, Choices, Plan, Probe, Setting, Surface, best_of, plan, usable_bytes
 from ..profiles.predictor import Prediction, Speed
 from .checks import POLICIES, too_wide
 from .config import SearchConfig, build, doubled_to, stages_of
@@ -31,9 +31,9 @@ from .prediction import TOLERANCES, Impl, QuickProbe, SearchProbe, StagedProbe, 
 from .search_plan import Row, SearchPlan
 from .space import space_named
 
-# What a plan decides where the user did not.
 # Batches made ahead that a plan goes up to where memory is left (ours).
 MOST_AHEAD = 4
+# What a plan decides where the user did not.
 PLANNED = ("k", "batch", "policy", "mode", "dtype")
 # From the one that keeps the least to the one that keeps the most.
 BY_MEMORY = tuple(reversed(POLICIES))
@@ -81,7 +81,7 @@ class Planner:
     ) -> None:  # fmt: skip
         self.config, self.machine, self.budget = config, machine, budget
         self.pins = set(pins) & set(PLANNED) | set(method_named(config.method).fixed)
-        self._given = tuple(pins)
+        self._given = frozenset(pins)
         self.budget_bytes = machine.bytes_of(budget)
         self.target = target_of(config, machine)
         if like is not None and like.target == self.target:
@@ -90,7 +90,8 @@ class Planner:
             self.probe = SearchProbe(config, self.target, classes=classes_of(config))
         quick = QuickProbe(self.probe)
         self.surface = Surface(quick)
-        self._exact = StagedProbe(functools.cache(self.probe), config)
+        self._at_k = functools.cache(self.probe)
+        self._exact = StagedProbe(self._at_k, config)
         self._stages = Surface(StagedProbe(quick, config)) if config.k_schedule else self.surface
 
     def plan(self) -> SearchPlan:
@@ -100,25 +101,47 @@ class Planner:
             BudgetError: nothing fits.
         """
         choices = self.choices()
-        try:
-            found = plan(self._stages, self.budget_bytes, choices, exact=self._exact)
-        except BudgetError:
-            if not self._ahead_costs(self.config.batch):
-                raise
-            leaner = dataclasses.replace(self.config, prefetch=self.config.prefetch - 1)
-            return Planner(leaner, self.machine, self.budget, self._given).plan()
+        found, ahead = self._with_room(choices)
+        setting = dataclasses.astuple(found.setting)
+        why = found.why
+        if each_bytes := self._ahead_bytes(found.setting.batch):
+            left_bytes = found.limit_bytes - found.prediction.needed_bytes
+            ahead = max(ahead, min(MOST_AHEAD, ahead + left_bytes // each_bytes))
         if self.dtype != self.config.dtype:
-            why = f"{self.dtype}: half the bytes of {self.config.dtype}, which --dtype {self.config.dtype} keeps"
-            found = dataclasses.replace(found, why=(*found.why, why))
-        config = dataclasses.replace(self.config, **dataclasses.asdict(found.setting))
-        by_k = self._exact.stages(*dataclasses.astuple(found.setting))
-        made = SearchPlan(
+            why += (f"{self.dtype}: half the bytes of {self.config.dtype}, which --dtype {self.config.dtype} keeps",)
+        if ahead != self.config.prefetch:
+            why += (f"prefetch {ahead}: the memory that is left has room for so many batches ahead",)
+        found = dataclasses.replace(found, prediction=self._made_ahead(ahead, self._exact)(*setting), why=why)
+        config = dataclasses.replace(self.config, **dataclasses.asdict(found.setting), prefetch=ahead)
+        at_k = self._made_ahead(ahead, self._at_k)
+        return SearchPlan(
             config, self.machine, self.budget, self.budget_bytes, self.target, found, choices.max_batch,
-            tuple((k, by_k[k]) for k in config.k_stages),
+            tuple((k, at_k(k, *setting[1:])) for k in config.k_stages),
         )  # fmt: skip
-        return self._further_ahead(made)
 
-    def _ahead_costs(self, batch: int) -> int:
+    def _with_room(self, choices: Choices) -> tuple[Plan, int]:
+        """The plan with as many batches made ahead as the configuration says, or as few less as it takes to fit."""
+        ahead = self.config.prefetch
+        while True:
+            try:
+                quick = Surface(self._made_ahead(ahead, lambda *setting: self._stages.at(Setting(*setting))))
+                return plan(quick, self.budget_bytes, choices, exact=self._made_ahead(ahead, self._exact)), ahead
+            except BudgetError:
+                if not (ahead and self._ahead_bytes(self.config.batch)):
+                    raise
+                ahead -= 1
+
+    def _made_ahead(self, ahead: int, probe: Probe) -> Probe:
+        """A probe with another number of batches made ahead than the configuration's."""
+
+        def changed(k: int, batch: int, policy: str, mode: str, dtype: str) -> Prediction:
+            found = probe(k, batch, policy, mode, dtype)
+            more_bytes = (ahead - self.config.prefetch) * self._ahead_bytes(batch)
+            return dataclasses.replace(found, workspace_bytes=found.workspace_bytes + more_bytes)
+
+        return changed
+
+    def _ahead_bytes(self, batch: int) -> int:
         """Device bytes of one batch more that is made ahead; 0 where it costs none, is given, or there is none."""
         if not self.target.cuda or "prefetch" in self._given or not self.config.prefetch:
             return 0
@@ -127,25 +150,6 @@ class Planner:
             device_pool_bytes(dataclasses.replace(self.config, prefetch=ahead), batch, value_bytes) for ahead in (1, 0)
         )
         return one - none
-
-    def _further_ahead(self, made: SearchPlan) -> SearchPlan:
-        """With as many batches made ahead as the memory that is left has room for, MOST_AHEAD at most."""
-        each = self._ahead_costs(made.config.batch)
-        left_bytes = made.limit_bytes - made.plan.prediction.needed_bytes
-        ahead = min(MOST_AHEAD, made.config.prefetch + left_bytes // each) if each else made.config.prefetch
-        if ahead <= made.config.prefetch:
-            return made
-
-        def more(found: Prediction) -> Prediction:
-            extra = (ahead - made.config.prefetch) * each
-            return dataclasses.replace(found, workspace_bytes=found.workspace_bytes + extra)
-
-        why = f"prefetch {ahead}: the memory that is left has room for so many batches ahead"
-        found = dataclasses.replace(made.plan, prediction=more(made.plan.prediction), why=(*made.plan.why, why))
-        return dataclasses.replace(
-            made, config=dataclasses.replace(made.config, prefetch=ahead), plan=found,
-            stages=tuple((k, more(prediction)) for k, prediction in made.stages),
-        )  # fmt: skip
 
     def spread(self, made: SearchPlan) -> tuple[int, ...]:
         """Peaks of SPREAD_DRAWS draws with a plan; none where kernels take the same for every sample."""
