@@ -8,8 +8,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import multiprocessing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ from .inputs import device_pool_bytes, encoded
 from .machine import GRAPH_LAUNCH_S, HOST_LAUNCH_S, OLDEST_TRITON_ARCH, Machine
 from .measured import device_ratio
 from .method import METHODS, method_named
-from .prediction import TOLERANCES, Impl, QuickProbe, SearchProbe, StagedProbe, Target, spread
+from .prediction import TOLERANCES, Impl, QuickProbe, SearchProbe, StagedProbe, Target, alike, spread
 from .search_plan import Row, SearchPlan
 from .space import space_named
 
@@ -69,6 +70,7 @@ class Planner:
         target: how the machine runs it.
         probe: predicts exactly.
         surface: predicts quickly, for many settings.
+        alike: see there.
 
     Raises:
         BudgetError: the machine has less than the budget.
@@ -88,11 +90,12 @@ class Planner:
             self.probe: SearchProbe = like.probe.of(config)
         else:
             self.probe = SearchProbe(config, self.target, classes=classes_of(config))
+        self.alike = functools.partial(alike, self.probe.space)
         quick = QuickProbe(self.probe)
-        self.surface = Surface(quick)
+        self.surface = Surface(quick, self.alike)
         self._at_k = functools.cache(self.probe)
         self._exact = StagedProbe(self._at_k, config)
-        self._stages = Surface(StagedProbe(quick, config)) if config.k_schedule else self.surface
+        self._stages = Surface(StagedProbe(quick, config), self.alike) if config.k_schedule else self.surface
 
     def plan(self) -> SearchPlan:
         """The plan, held to a trace of exactly that step.
@@ -211,6 +214,10 @@ class Planner:
                     found.append(Row(config.method, setting, self.surface.at(setting), batch))
         return found
 
+    def policies(self) -> list[str]:
+        """What has to be surveyed: the others keep what one of these keeps."""
+        return list(dict.fromkeys(map(self.alike, self.choices().policies)))
+
     def survey(self, policy: str, *, planned: bool) -> list[dict[Setting, Prediction]]:
         """What `rows`, and `plan` where it is `planned`, will ask of one policy."""
         self.rows((policy,))
@@ -254,12 +261,12 @@ def plan_search(
         name: mine if name == config.method else Planner(other, machine, budget, pins, like=mine)
         for name, (other, _) in groups.items()
     }
-    if workers > 1:
-        _survey_together(planners, mine, workers)
-    made = mine.plan()
+    with _surveyed_together(planners, mine, workers):
+        made = mine.plan()
+        spread_bytes = mine.spread(made)
     rows = tuple(row for planner in planners.values() for row in planner.rows())
-    alike = {name: others for name, (_, others) in groups.items()}
-    return dataclasses.replace(made, spread_bytes=mine.spread(made), rows=rows, alike=alike, left_out=left_out)
+    sharing = {name: others for name, (_, others) in groups.items()}
+    return dataclasses.replace(made, spread_bytes=spread_bytes, rows=rows, alike=sharing, left_out=left_out)
 
 
 def _alike(
@@ -284,15 +291,27 @@ def _alike(
     return {name: found[name] for name in order}, tuple(left_out)
 
 
-def _survey_together(planners: Mapping[str, Planner], mine: Planner, workers: int) -> None:
-    """Let every process survey some policies of some methods; this one takes every other policy of the plan's own."""
-    tasks = [(method, policy) for method, planner in planners.items() for policy in planner.choices().policies]
+@contextmanager
+def _surveyed_together(planners: Mapping[str, Planner], mine: Planner, workers: int) -> Iterator[None]:
+    """Let every process survey some policies of some methods; inside the plan's own is done, behind it all are.
+
+    The others' are so while this process plans.
+    """
+    if workers == 1:
+        yield
+        return
+    tasks = [(method, policy) for method, planner in planners.items() for policy in planner.policies()]
+    tasks.sort(key=lambda task: planners[task[0]] is not mine)
     ours = [(method, policy) for method, policy in tasks if planners[method] is mine][::2]
     fork = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(workers - 1, fork, _planners.update, (planners,)) as pool:
         theirs = {task: pool.submit(_survey, *task, planners[task[0]] is mine) for task in tasks if task not in ours}
         for _, policy in ours:
             mine.survey(policy, planned=True)
+        for (method, _), future in theirs.items():
+            if planners[method] is mine:
+                mine.learn(future.result())
+        yield
         for (method, _), future in theirs.items():
             planners[method].learn(future.result())
 

@@ -237,6 +237,11 @@ class StagedProbe:
         return dataclasses.replace(dear, step_s=sum(stages[one].step_s for one in ks) / len(ks))
 
 
+def alike(space: SearchSpace, policy: str) -> str:
+    """The policy, of all cells or of each, that keeps what this one does: `nodes` adds preprocessed inputs to `min`."""
+    return policy if any(spec.preprocess for spec in space.cells) else policy.replace("nodes", "min")
+
+
 def choices_of(sampler: Sampler, draw: int, tau: float) -> dict[Part, Choice]:
     """What the sampler's draws of that number run, in a step on alpha and in one on the weights."""
     samples = {part: sampler.draw(draw, tau, grad=False, part=part) for part in PARTS}

@@ -124,15 +124,20 @@ def usable_bytes(budget_bytes: int, margin: float) -> int:
 class Surface:
     """A probe's answers, each asked for once, and the largest batch that fits for any setting.
 
+    Args:
+        probe: predicts one setting.
+        alike: the policy that is asked for in place of another that keeps the same.
+
     Attributes:
         known: the answers so far; those of another process may be added.
     """
 
-    def __init__(self, probe: Probe) -> None:
-        self._probe = probe
+    def __init__(self, probe: Probe, alike: Callable[[str], str] = str) -> None:
+        self._probe, self._alike = probe, alike
         self.known: dict[Setting, Prediction] = {}
 
     def at(self, setting: Setting) -> Prediction:
+        setting = dataclasses.replace(setting, policy=self._alike(setting.policy))
         if setting not in self.known:
             self.known[setting] = _ask(self._probe, setting)
         return self.known[setting]
