@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cell import CellCall, Shortcut
+from .cell_call import CellCall, Shortcut
 from .operation import Operation
 from .ops import plain_factorized_reduce, plain_norm
 from .space import StemSpec

@@ -17,7 +17,8 @@ from ..kernels.primitives import primitives
 from ..kernels.reference.batchnorm import NARROW
 from .autograd_net import PlainBranch, plain_cell, plain_head, plain_residual, plain_stem
 from .branch_table import branches_of, table_rows
-from .cell import Branch, CellCall, CellFunction, Shortcut
+from .cell import CellFunction
+from .cell_call import Branch, CellCall, Shortcut
 from .fused_cell import FusedCall, FusedCellFunction
 from .operation import Drop, Operation
 from .ops import TABLES, DepthwiseSeparable, Zero, operation_at, plain_norm
