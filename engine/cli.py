@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import errno
+import io
 import os
 import signal
 import sys
@@ -175,6 +176,9 @@ def run() -> NoReturn:
     One of many processes leaves without the interpreter's own end: threads of gloo that are met there abort the process
     now and then, and its exit code would be SIGABRT's.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A path may have bytes that the stream's encoding does not.
+        sys.stdout.reconfigure(errors="backslashreplace")
     code = main()
     if os.environ.get("WORLD_SIZE", "1") != "1":
         sys.stdout.flush()

@@ -95,7 +95,8 @@ class TensorBoardWriter:
     def _attempt(self, write: Callable[[], None]) -> None:
         try:
             write()
-        except OSError as error:
+        # tensorboard takes no path that is not UTF-8.
+        except (OSError, UnicodeError) as error:
             self._writer = None
             print(f"warning: no more TensorBoard events in {self._path} ({error}); the search goes on", file=sys.stderr)
 
