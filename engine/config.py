@@ -376,7 +376,8 @@ def read_toml(path: Path) -> dict[str, Any]:
             allowed="a TOML file",
             next="msgdas search demo",
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    # tomllib has an error of its own, and Python's for numbers and brackets without end.
+    except (ValueError, RecursionError) as error:
         raise ConfigError(
             f"{path} is not TOML", got=str(error), allowed="key = value lines", next="mend that line"
         ) from None
