@@ -1,4 +1,4 @@
-"""The processes of one search, as torchrun starts them: who they are, and what they tell each other.
+"""The processes of one search or training, as torchrun starts them: who they are, and what they tell each other.
 
 A process is a *rank*, 0 the first of *world*. Each takes its share of every batch; gradients, losses and flags are
 brought together here, so that all ranks take the same step, stop at the same step and step down together. What the
@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..profiles.errors import ProfileError
 from .batches import Shard
 from .config import SearchConfig
 from .errors import ConfigError, EngineError, FollowedError, RanksError
@@ -36,7 +37,6 @@ TIMEOUT_S = 600
 LINGER_S = 1.0
 # What a rank says at a meeting: all is well, its memory ran out, it stops.
 WELL, EXHAUSTED, FAILED = range(3)
-NEXT = "msgdas search --resume RUN, also with fewer processes; its last checkpoint is good"
 
 
 class PeerMemoryError(RuntimeError):
@@ -55,17 +55,19 @@ class Meeting:
 
 
 class Ranks:
-    """This process among those of its search; a context manager that joins and leaves them.
+    """This process among those of its run; a context manager that joins and leaves them.
 
     A process that is alone says nothing to anybody, and changes no number.
 
     Args:
         place: see `Place`.
         timeout_s: how long a rank waits for another.
+        command: `search` or `train`, which goes on with the run.
     """
 
-    def __init__(self, place: Place | None = None, *, timeout_s: int = TIMEOUT_S) -> None:
+    def __init__(self, place: Place | None = None, *, timeout_s: int = TIMEOUT_S, command: str = "search") -> None:
         self.place, self.timeout_s = place or Place(), timeout_s
+        self._next = f"msgdas {command} --resume RUN, also with fewer processes; its last checkpoint is good"
         self.rank, self.world = self.place.rank, self.place.world
         self._group: dist.ProcessGroup | None = None
 
@@ -160,7 +162,7 @@ class Ranks:
             raise
         except Exception as error:
             said = self._meet(what, EXHAUSTED if is_out_of_memory(error) else FAILED)
-            if not self.first and said[0][0] == FAILED and isinstance(error, EngineError):
+            if not self.first and said[0][0] == FAILED and isinstance(error, EngineError | ProfileError):
                 raise FollowedError(str(error), of=type(error)) from error
             raise
         said = self._meet(what, WELL, meeting.equal)
@@ -180,13 +182,15 @@ class Ranks:
 
     @contextmanager
     def committed(self, what: str) -> Iterator[None]:
-        """A block in which memory that runs out ends the search: other ranks have changed their weights already."""
+        """A block in which memory that runs out ends the run: other ranks have changed their weights already."""
         try:
             yield
         except (RuntimeError, MemoryError) as error:
             if self.alone or not is_out_of_memory(error):
                 raise
-            raise RanksError(f"memory ran out at the end of {what}", got=str(error).split("\n")[0], next=NEXT) from None
+            raise RanksError(
+                f"memory ran out at the end of {what}", got=str(error).split("\n")[0], next=self._next
+            ) from None
 
     def _meet(self, what: str, state: int, equal: int = 0) -> list[tuple[int, int]]:
         return [(row[0], row[1]) for row in self._gather(what, (state, equal))]
@@ -200,7 +204,7 @@ class Ranks:
         strays = [str(rank) for rank, row in enumerate(rows) if row[0] != rows[0][0]]
         if strays:
             raise RanksError(
-                "processes are at different places of the search", next=NEXT,
+                "processes are at different places of the run", next=self._next,
                 got=f"process {self.rank} at {what}, process {', '.join(strays)} not where process 0 is",
             )  # fmt: skip
         return [row[1:] for row in rows]
@@ -263,8 +267,8 @@ class Ranks:
                 raise
             said = " ".join(str(error).split())
             raise RanksError(
-                f"process {self.rank} on {socket.gethostname()} lost another process of the search at {what}",
-                got=said[:160], allowed=f"an answer within {self.timeout_s} s", next=NEXT,
+                f"process {self.rank} on {socket.gethostname()} lost another process at {what}",
+                got=said[:160], allowed=f"an answer within {self.timeout_s} s", next=self._next,
             ) from None  # fmt: skip
 
 
@@ -330,13 +334,13 @@ def digest(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") >> 2 | 1
 
 
-def ranks_here(timeout_s: int = TIMEOUT_S) -> Ranks:
-    """This process's place in the environment, not yet joined.
+def ranks_here(timeout_s: int = TIMEOUT_S, command: str = "search") -> Ranks:
+    """This process's place in the environment, not yet joined; the arguments are those of `Ranks`.
 
     Raises:
         ConfigError: see `Place.of`.
     """
-    return Ranks(Place.of(os.environ), timeout_s=timeout_s)
+    return Ranks(Place.of(os.environ), timeout_s=timeout_s, command=command)
 
 
 def share_of(config: SearchConfig, world: int) -> SearchConfig:
@@ -347,12 +351,21 @@ def share_of(config: SearchConfig, world: int) -> SearchConfig:
     """
     if world == 1:
         return config
-    if config.batch % world or config.batch < 2 * world:
-        near = max(2, round(config.batch / world)) * world
+    accumulate = -(-config.accumulate // world)
+    return dataclasses.replace(config, batch=images_of(config.batch, world), accumulate=accumulate)
+
+
+def images_of(batch: int, world: int) -> int:
+    """Images of a step that each of `world` processes takes.
+
+    Raises:
+        ConfigError: for a batch that cannot be shared out.
+    """
+    if world > 1 and (batch % world or batch < 2 * world):
+        near = max(2, round(batch / world)) * world
         raise ConfigError(
             "every process takes the same part of a batch, two images or more",
-            got=f"batch {config.batch}, {world} processes", allowed=f"a multiple of {world}, {2 * world} or more",
+            got=f"batch {batch}, {world} processes", allowed=f"a multiple of {world}, {2 * world} or more",
             next=f"--batch {near}, or another number of processes",
         )  # fmt: skip
-    accumulate = -(-config.accumulate // world)
-    return dataclasses.replace(config, batch=config.batch // world, accumulate=accumulate)
+    return batch // world

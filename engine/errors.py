@@ -5,7 +5,7 @@ Every message is one line and says what is wrong, what was got, what is allowed 
 
 from __future__ import annotations
 
-from ..profiles.errors import one_line
+from ..profiles.errors import ProfileError, one_line
 
 
 class EngineError(Exception):
@@ -67,17 +67,17 @@ class InterruptedSearchError(EngineError):
 
 
 class RanksError(EngineError):
-    """Processes of one search that lost each other, or that differ in what must be equal."""
+    """Processes of one run that lost each other, or that differ in what must be equal."""
 
 
 class FollowedError(EngineError):
-    """Another process of the search stops it, and says why itself.
+    """Another process of the run stops it, and says why itself.
 
     Attributes:
         of: the other's error, where it is known; this process exits as that one does.
         signum: the signal that stopped all, 0 for none.
     """
 
-    def __init__(self, what: str, *, of: type[EngineError] = RanksError, signum: int = 0) -> None:
+    def __init__(self, what: str, *, of: type[EngineError | ProfileError] = RanksError, signum: int = 0) -> None:
         self.of, self.signum = of, signum
         super().__init__(what)

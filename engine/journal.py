@@ -1,4 +1,4 @@
-"""What a search writes and shows: rows, events, notes, checkpoints and files of its run folder.
+"""What a search or a training writes and shows: rows, events, notes, checkpoints and files of its run folder.
 
 Of several processes the first alone writes and shows; the others' journals take everything and do nothing.
 """
@@ -14,7 +14,6 @@ from typing import Any, Self
 
 from . import checkpoint, rundir
 from .checkpoint import Checkpoint
-from .config import from_json
 from .dist import Ranks
 from .draw import save_cells
 from .feeding import changed_feeder
@@ -22,19 +21,26 @@ from .genotype import Genotype
 from .halves import Halves
 from .progress import Progress
 from .recording import Recording
-from .rundir import MetricsWriter, RunFolder
+from .rundir import Config, MetricsWriter, RunFolder
 from .tensorboard import TensorBoardWriter
 
 
 @contextmanager
-def held(ranks: Ranks, claim: Callable[[], RunFolder]) -> Iterator[RunFolder]:
+def held(
+    ranks: Ranks, claim: Callable[[], RunFolder[Config]], read: Callable[[str], Config]
+) -> Iterator[RunFolder[Config]]:
     """The run folder that the first process creates or opens, and locks; the others know its path and configuration.
+
+    Args:
+        ranks: the processes.
+        claim: creates or opens it.
+        read: makes a configuration out of its JSON.
 
     Raises:
         EngineError: whatever `claim` or the lock raise, in the first process; the others follow.
     """
     with ExitStack() as stack:
-        claimed: list[RunFolder] = []
+        claimed: list[RunFolder[Config]] = []
 
         def facts() -> list[str]:
             folder = claim()
@@ -43,10 +49,10 @@ def held(ranks: Ranks, claim: Callable[[], RunFolder]) -> Iterator[RunFolder]:
             return [str(folder.path), folder.config.to_json()]
 
         path, text = ranks.share("the run folder", facts)
-        yield claimed[0] if claimed else RunFolder(Path(path), from_json(text))
+        yield claimed[0] if claimed else RunFolder(Path(path), read(text))
 
 
-def last_checkpoint(ranks: Ranks, folder: RunFolder) -> Checkpoint | None:
+def last_checkpoint(ranks: Ranks, folder: RunFolder[Any]) -> Checkpoint | None:
     """The newest good checkpoint, read by the first process for all.
 
     Raises:
@@ -65,19 +71,19 @@ def last_checkpoint(ranks: Ranks, folder: RunFolder) -> Checkpoint | None:
 
 
 class Journal:
-    """Context manager around a search's run folder.
+    """Context manager around the run folder of a search or a training.
 
     Args:
         folder: whose it is.
         writes: whether this process writes and shows.
         title: of the progress.
-        total_steps: of the search.
-        start: the checkpoint that the search goes on from, None for a new one.
+        total_steps: of the run.
+        start: the checkpoint that the run goes on from, None for a new one.
         epoch_closed: whether the last epoch of `start` had been judged.
     """
 
     def __init__(
-        self, folder: RunFolder, *, writes: bool, title: str, total_steps: int, start: Checkpoint | None,
+        self, folder: RunFolder[Any], *, writes: bool, title: str, total_steps: int, start: Checkpoint | None,
         epoch_closed: bool,
     ) -> None:  # fmt: skip
         self.folder, self.writes = folder, writes
@@ -152,15 +158,23 @@ class Journal:
                 self.note(changed)
             self.row({"kind": "event", "step": step, "what": "resumed", "detail": f"from {start.path.name}"} | loader)
         before = 1 if start is None else start.state.get("processes", 1)
-        if before != processes:
-            detail = f"{processes} instead of {before}, {batch} of a batch's {config.batch} images each"
-            self.note(f"processes: {detail}")
-            self.event(step, "processes", detail)
         asked = config.accumulate if start is None else start.state["learner"]["rung"]["accumulate"]
+        self.shared_out(before, processes, batch=batch)
+        self.cut(asked, parts)
+
+    def shared_out(self, before: int, processes: int, *, batch: int) -> None:
+        """Say where the number of processes is another; `batch` images of a step are each one's."""
+        if before != processes:
+            detail = f"{processes} instead of {before}, {batch} of a batch's {self.folder.config.batch} images each"
+            self.note(f"processes: {detail}")
+            self.event(self._step, "processes", detail)
+
+    def cut(self, asked: int, parts: int) -> None:
+        """Say where the number of a whole batch's micro-batches is another."""
         if parts != asked:
             detail = f"{parts} instead of {asked}, one or more for each process"
             self.note(f"micro-batches: {detail}; BatchNorm takes its statistics of smaller ones")
-            self.event(step, "micro-batches", detail)
+            self.event(self._step, "micro-batches", detail)
 
     def json(self, name: str, value: Any) -> None:
         """A file of the run folder."""
@@ -183,13 +197,14 @@ class Journal:
             self.note(f"warning: no timeline of step {step} ({error}); the search goes on")
 
     def checkpoint(self, step: int, state: Callable[[], dict[str, Any]], *, last: bool = False) -> None:
-        """Write a checkpoint; a full disk ends the search only where nothing would come after.
+        """Write a checkpoint; a full disk ends the run only where nothing would come after.
 
         Raises:
             RunFolderError: the last one cannot be saved.
         """
         if not self.writes:
             return
-        warning = checkpoint.keep(self.folder.path, step, state(), self.folder.config, verb="search", last=last)
+        config = self.folder.config
+        warning = checkpoint.keep(self.folder.path, step, state(), config, verb=config.command, last=last)
         if warning is not None:
             self.note(warning)

@@ -71,7 +71,7 @@ def search(
         def create() -> RunFolder:
             return RunFolder.create(out or rundir.default_path(config.recipe), config, environment())
 
-        folder = stack.enter_context(held(ranks, create))
+        folder = stack.enter_context(held(ranks, create, from_json))
         own_room = stack.enter_context(room_of(device))
         if facts is not None and ranks.first:
             folder.write_json(rundir.PLAN, dict(facts))
@@ -81,7 +81,7 @@ def search(
 def resume(path: Path, *, read_room: ReadRoom | None = None) -> SearchResult:
     """Go on from the newest good checkpoint of a run folder, or from the start where there is none yet."""
     with ranks_here() as ranks, ExitStack() as stack:
-        folder = stack.enter_context(held(ranks, lambda: RunFolder.open(path, from_json)))
+        folder = stack.enter_context(held(ranks, lambda: RunFolder.open(path, from_json), from_json))
         ranks.wait_for(folder.config.dist_timeout_s)
         device = ranks.device(device_of(folder.config))
         own_room = stack.enter_context(room_of(device))

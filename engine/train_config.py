@@ -91,6 +91,7 @@ class TrainConfig:
     prefetch: int = key(2, "batches that are made ahead", flag=False)
 
     seed: int = key(0, "of weights, order, augmentation and drop-path")
+    dist_timeout_s: int = key(600, "seconds that one of several processes waits for another", flag=False)
     checkpoint_every: int = key(0, "steps between checkpoints, 0 for one per epoch", flag=False)
     keep: int = key(2, "checkpoints kept in the run folder", flag=False)
 
@@ -119,6 +120,7 @@ _RANGES: Mapping[str, tuple[float, float | None]] = {
     "weight_decay": (0, None), "clip": (0, None), "drop_path": (0, 0.999), "auxiliary": (0, None),
     "label_smoothing": (0, 0.999), "ema": (0, 0.999999), "threads": (0, None), "checkpoint_every": (0, None),
     "keep": (1, None), "num_classes": (0, None), "workers": (0, None), "prefetch": (0, None),
+    "dist_timeout_s": (1, None),
 }  # fmt: skip
 
 

@@ -15,11 +15,12 @@ from msgdas.engine import checkpoint
 from msgdas.engine.config import from_json
 from msgdas.engine.errors import RunFolderError
 from msgdas.engine.recipes import demo
-from msgdas.engine.rundir import RunFolder, keep_until, read_metrics
+from msgdas.engine.rundir import RunFolder
 from msgdas.engine.searcher import resume, search
 
 sys.path.insert(0, str(Path(__file__).parent))
 import ranks
+from ranks import back_to, events, rows, tensors
 
 # 20 steps, 16 of them with a step on alpha; the last evaluation batch is not a whole one.
 TINY = {
@@ -30,26 +31,6 @@ TINY = {
 
 def flags(**changes) -> list[str]:
     return [word for name, value in {**TINY, **changes}.items() for word in ("--set", f"{name}={value}")]
-
-
-def rows(run: Path) -> list[dict]:
-    """Steps and epochs without times, and without the peaks, which differ with the images of a process."""
-    found = [row for row in read_metrics(run / "metrics.jsonl") if row["kind"] in ("step", "epoch")]
-    return [{key: value for key, value in row.items() if key != "time"} for row in found]
-
-
-def events(run: Path, what: str) -> list[str]:
-    return [row["detail"] for row in read_metrics(run / "metrics.jsonl") if row.get("what") == what]
-
-
-def tensors(state) -> dict[str, torch.Tensor]:
-    found = {}
-    for key, value in state.items():
-        if isinstance(value, dict):
-            found |= {f"{key}.{name}": tensor for name, tensor in tensors(value).items()}
-        elif isinstance(value, torch.Tensor):
-            found[str(key)] = value
-    return found
 
 
 def last(run: Path) -> checkpoint.Checkpoint:
@@ -69,16 +50,6 @@ def assert_same_search(run: Path, other: Path) -> None:
     assert rows(run) == rows(other)
     assert (run / "genotype.json").read_text() == (other / "genotype.json").read_text()
     assert_same_learner(run, other)
-
-
-def back_to(run: Path, step: int) -> None:
-    """As if the search had been stopped after that step."""
-    for folder in (run / "checkpoints").iterdir():
-        if int(folder.name.removeprefix("step-")) > step:
-            shutil.rmtree(folder)
-    for name in ("genotype.json", "report.html"):
-        (run / name).unlink()
-    keep_until(run / "metrics.jsonl", step, epoch_closed=False)
 
 
 @pytest.fixture(scope="module")
