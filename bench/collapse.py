@@ -16,8 +16,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ..engine.config import SearchConfig, build
-from ..engine.rundir import read_metrics
+from ..engine.run.rundir import read_metrics
+from ..engine.settings.config import SearchConfig, build
 from . import command
 from .results import provenance
 from .rows import append_row, rows_of, without_paths

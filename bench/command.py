@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ..engine.cli import Parser, in_one_line, share_processors
-from ..engine.method import METHODS, method_named
+from ..engine.settings.method import METHODS, method_named
 
 PROGRAM = "python -m msgdas.bench"
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from msgdas.bench.results import dirty, provenance
-from msgdas.engine.environment import commit
+from msgdas.engine.run.environment import commit
 from msgdas.profiles.errors import one_line
 
 COMMAND = "pytest bench --benchmark-only"

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from ..engine.report_figures import BLUE, FAINT_INK, GREEN, INK, MIB, ORANGE, PAPER, PURPLE, RED, STYLE, chart
+from ..engine.report.figures import BLUE, FAINT_INK, GREEN, INK, MIB, ORANGE, PAPER, PURPLE, RED, STYLE, chart
 from .results import Row
 from .variants import AUTOGRAD, SWEPT, published, sampled
 

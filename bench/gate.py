@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..engine.errors import ConfigError, GateError
-from ..engine.space import space_named
+from ..engine.spaces.space import space_named
 from .step import build_step
 from .variants import Variant
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..engine.errors import NoDeviceError
-from ..engine.report_figures import MIB
+from ..engine.report.figures import MIB
 from . import command
 from .gate import Gate
 from .results import FOLDER, Row, provenance, row, show_and_keep
@@ -67,9 +67,9 @@ def measured(take: Callable[[], Any], seconds: float) -> dict[str, list[float]]:
 
 def graphed(step: Step) -> Callable[[], Any]:
     """The step as two CUDA graphs, as a search runs it."""
-    from ..engine.graph import StepGraphs
-    from ..engine.passes import Feed
-    from ..engine.steps import Moment
+    from ..engine.learning.graph import StepGraphs
+    from ..engine.learning.passes import Feed
+    from ..engine.learning.steps import Moment
 
     learner = step.learner
     graphs: StepGraphs[Feed] = StepGraphs(step.labels_B.device)

@@ -10,13 +10,13 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from ..engine.costs import NetworkSize
-from ..engine.counting import count
-from ..engine.evaluate import random_cells
-from ..engine.genotype import Genotype
-from ..engine.latency import measure_networks, measure_table
-from ..engine.latency_fit import fit, relative_error
-from ..engine.space import NASBENCH201
+from ..engine.latency.fit import fit, relative_error
+from ..engine.latency.latency import measure_networks, measure_table
+from ..engine.search.evaluate import random_cells
+from ..engine.spaces.costs import NetworkSize
+from ..engine.spaces.counting import count
+from ..engine.spaces.genotype import Genotype
+from ..engine.spaces.space import NASBENCH201
 from . import command
 from .gate import Gate
 from .results import Row, provenance, row, show_and_keep

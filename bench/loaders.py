@@ -24,14 +24,14 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from ..engine import dali
-from ..engine.batches import ALONE, Batches
-from ..engine.config import build
-from ..engine.crops import Views, random_views
-from ..engine.decoding import Decoder, open_picture
 from ..engine.errors import ConfigError
-from ..engine.feeding import Feed
-from ..engine.images import FolderImages, Statistics
+from ..engine.images import dali
+from ..engine.images.batches import ALONE, Batches
+from ..engine.images.crops import Views, random_views
+from ..engine.images.decoding import Decoder, open_picture
+from ..engine.images.feeding import Feed
+from ..engine.images.images import FolderImages, Statistics
+from ..engine.settings.config import build
 from . import command
 from .gate import Gate
 from .results import Row, provenance, row, show_and_keep

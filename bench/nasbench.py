@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine.errors import DataError
-from ..engine.genotype import Genotype, from_arch
-from ..engine.space import NASBENCH201, SKIP
+from ..engine.spaces.genotype import Genotype, from_arch
+from ..engine.spaces.space import NASBENCH201, SKIP
 from . import command
 from .rows import append_row
 from .statistics import kendall_tau

@@ -15,9 +15,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ..engine.cli import Parser
-from ..engine.draw import figure_bytes
 from ..engine.errors import DataError
-from ..engine.report_figures import MIB
+from ..engine.report.draw import figure_bytes
+from ..engine.report.figures import MIB
 from . import command, gpu, kernels, latency, loaders, memory, speed, train
 from .figures import (
     Value,

@@ -17,8 +17,8 @@ from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
-from ..engine.config import parse_value
 from ..engine.errors import ConfigError
+from ..engine.settings.config import parse_value
 from . import command
 from .nasbench import TAU_OF_PARAMETERS, Table, yardsticks
 from .rows import append_row, rows_of

@@ -21,14 +21,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..engine.assembly import build_learner
-from ..engine.batches import Batch, Batches, split_halves
-from ..engine.config import SearchConfig, build
-from ..engine.data import load
-from ..engine.images import DataSet
-from ..engine.schedule import learning_rate
-from ..engine.space import NASBENCH201, ZERO
-from ..engine.steps import Learner, Moment
+from ..engine.images.batches import Batch, Batches, split_halves
+from ..engine.images.data import load
+from ..engine.images.images import DataSet
+from ..engine.learning.assembly import build_learner
+from ..engine.learning.steps import Learner, Moment
+from ..engine.settings.config import SearchConfig, build
+from ..engine.settings.schedule import learning_rate
+from ..engine.spaces.space import NASBENCH201, ZERO
 from . import command
 from .nasbench import TAU_OF_PARAMETERS, Table, pairs_of
 from .results import provenance

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ..engine.recording import SEARCH_RATE_HZ, Recording
+from ..engine.memory.recording import SEARCH_RATE_HZ, Recording
 from ..profiles.sampler import RATE_HZ
 from . import command
 from .gate import Gate

@@ -19,8 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ..engine.environment import commit, package_version
 from ..engine.errors import DataError
+from ..engine.run.environment import commit, package_version
 from ..profiles.clocks import cpu_mhz, gpu_mhz
 from ..profiles.device import cpu_facts, gpus
 from .gate import Gate

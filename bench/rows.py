@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..engine.config import SearchConfig
 from ..engine.errors import DataError
-from ..engine.rundir import read_metrics
+from ..engine.run.rundir import read_metrics
+from ..engine.settings.config import SearchConfig
 
 
 def without_paths(config: SearchConfig) -> dict[str, Any]:

@@ -20,22 +20,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..engine import checkpoint
-from ..engine.assembly import build_learner
 from ..engine.atomic import write_atomically
-from ..engine.batches import Batch, Batches, split_halves
-from ..engine.config import SearchConfig, build, from_json
-from ..engine.data import load
-from ..engine.draws import Part, rule_of
 from ..engine.errors import ConfigError, InterruptedSearchError
-from ..engine.evaluate import evaluate, genotype_paths
-from ..engine.genotype import Genotype
-from ..engine.result import SearchResult
-from ..engine.rundir import RunFolder, read_metrics
-from ..engine.schedule import alpha_due
-from ..engine.searcher import resume, search
-from ..engine.space import NASBENCH201, space_named
-from ..engine.steps import Learner, Moment
+from ..engine.images.batches import Batch, Batches, split_halves
+from ..engine.images.data import load
+from ..engine.learning.assembly import build_learner
+from ..engine.learning.draws import Part, rule_of
+from ..engine.learning.steps import Learner, Moment
+from ..engine.run import checkpoint
+from ..engine.run.result import SearchResult
+from ..engine.run.rundir import RunFolder, read_metrics
+from ..engine.search.evaluate import evaluate, genotype_paths
+from ..engine.search.searcher import resume, search
+from ..engine.settings.config import SearchConfig, build, from_json
+from ..engine.settings.schedule import alpha_due
+from ..engine.spaces.genotype import Genotype
+from ..engine.spaces.space import NASBENCH201, space_named
 from .nasbench import Found, Table
 from .results import provenance
 from .rows import without_paths

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from ..engine.errors import ConfigError
-from ..engine.method import METHODS
+from ..engine.settings.method import METHODS
 from . import command
 from .gate import gates_of
 from .results import Row, append, provenance, row

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engine.assembly import build_learner
-from ..engine.config import SearchConfig, build
 from ..engine.errors import ConfigError
-from ..engine.passes import Feed
-from ..engine.sampler import Sampler
-from ..engine.steps import Learner, Moment
-from ..engine.supernet import SuperNet
+from ..engine.learning.assembly import build_learner
+from ..engine.learning.passes import Feed
+from ..engine.learning.sampler import Sampler
+from ..engine.learning.steps import Learner, Moment
+from ..engine.settings.config import SearchConfig, build
+from ..engine.supernet.supernet import SuperNet
 
 
 @dataclass(slots=True)

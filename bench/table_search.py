@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..engine.assembly import build_learner
-from ..engine.config import SearchConfig, build
-from ..engine.derive import derive
-from ..engine.passes import Feed, Passes
-from ..engine.paths import Sample
-from ..engine.space import NASBENCH201
-from ..engine.steps import Learner, Moment
+from ..engine.learning.assembly import build_learner
+from ..engine.learning.passes import Feed, Passes
+from ..engine.learning.steps import Learner, Moment
+from ..engine.settings.config import SearchConfig, build
+from ..engine.spaces.derive import derive
+from ..engine.spaces.space import NASBENCH201
+from ..engine.supernet.paths import Sample
 from . import command
 from .nasbench import CELLS, Found, Table, pairs_of
 from .rows import append_row

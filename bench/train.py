@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engine.genotype_text import load_any
-from ..engine.network import Network
-from ..engine.student import Student
-from ..engine.train_config import TrainConfig
+from ..engine.network.network import Network
+from ..engine.settings.train_config import TrainConfig
+from ..engine.spaces.genotype_text import load_any
+from ..engine.training.student import Student
 from ..profiles.meter import measure
 from . import command
 from .gate import Gate

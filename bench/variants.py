@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..engine.config import doubled_to
 from ..engine.errors import ConfigError
-from ..engine.method import method_named
-from ..engine.space import space_named
+from ..engine.settings.config import doubled_to
+from ..engine.settings.method import method_named
+from ..engine.spaces.space import space_named
 
 # Those of DARTS' search (Liu et al., 2019) and of NAS-Bench-201's; the published chains; of PC-DARTS' on ImageNet with
 # three times its width.

@@ -32,7 +32,7 @@ from .errors import (
     RanksError,
     RunFolderError,
 )  # fmt: skip
-from .place import Place
+from .settings.place import Place
 
 COMMANDS: dict[str, Any] = {
     "search": search,
@@ -144,7 +144,7 @@ def used_up(error: BaseException) -> tuple[int, str]:
             return 0, ""
         next = "free some, then the same command, or --resume RUN where it had begun a run folder"
         return EXIT_CODES[RunFolderError], one_line("no room on the disk", got=error, next=next)
-    from .exhausted import DOUBTFUL_TEXTS, is_out_of_memory
+    from .supernet.exhausted import DOUBTFUL_TEXTS, is_out_of_memory
 
     got = str(error).partition("\n")[0] or type(error).__name__
     if is_out_of_memory(error) and not any(words in got for words in DOUBTFUL_TEXTS):

@@ -6,7 +6,7 @@ import json
 import tempfile
 from typing import Any
 
-from .environment import environment
+from .run.environment import environment
 
 OPTIONAL = {
     "tensorboard": "TensorBoard events: pip install 'msgdas[tb]'",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from msgdas.engine import dali
+from msgdas.engine.images import dali
 
 needs_dali = pytest.mark.skipif(dali.why_not(torch.device("cpu")) is not None, reason="needs DALI")
 LOADERS = ["torch", pytest.param("dali", marks=needs_dali)]

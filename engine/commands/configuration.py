@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..config import KEYS, SearchConfig, read_toml
 from ..errors import ConfigError
-from ..keys import KeySet
-from ..recipes import RECIPES, recipe_named
+from ..settings.config import KEYS, SearchConfig, read_toml
+from ..settings.keys import KeySet
+from ..settings.recipes import RECIPES, recipe_named
 
 
 def add_configuration(command: Any, keys: KeySet = KEYS, recipes: Mapping[str, Any] = RECIPES) -> None:

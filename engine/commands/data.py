@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> str:
     if arguments.workers < 0:
         raise ConfigError("--workers is out of range", got=arguments.workers, allowed="1 or more", next="--workers 2")
-    from ..datacheck import check
+    from ..images.datacheck import check
 
     report = check(arguments.folder, out=arguments.out, workers=arguments.workers)
     return report.to_json() if arguments.json else str(report)

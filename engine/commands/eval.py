@@ -17,7 +17,7 @@ def add(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> str:
-    from ..judging import judge
+    from ..training.judging import judge
 
     return judge(
         arguments.run, data=arguments.data, limit=max(0, arguments.limit), device=arguments.device,

@@ -22,6 +22,6 @@ def add(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> str:
-    from ..export import export
+    from ..export.export import export
 
     return export(arguments.run, out=arguments.out, formats=arguments.format, name=arguments.name)

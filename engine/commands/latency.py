@@ -27,7 +27,7 @@ def add(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> str:
-    from ..latency_report import latency
+    from ..latency.report import latency
 
     return latency(
         arguments.target, arguments.space, channels=arguments.channels, layers=arguments.layers,

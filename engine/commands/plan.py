@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..config import FIELDS, choices
+from ..settings.config import FIELDS, choices
 from .configuration import add_configuration, config_of, given
 
 
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> str:
     config = config_of(arguments)
     # Processes may be forked only where nothing has used torch yet, see `plan_search`.
     workers = 1 if "torch" in sys.modules else os.cpu_count() or 1
-    from ..plan import plan
+    from ..memory.plan import plan
 
     return plan(
         config, pins=given(arguments)[1], gpu=arguments.gpu, budget=arguments.budget, methods=arguments.methods,

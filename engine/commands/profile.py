@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..recipes import RECIPES
+from ..settings.recipes import RECIPES
 from .configuration import config_of
 
 
@@ -41,8 +41,8 @@ def run(arguments: argparse.Namespace) -> str:
             "a recording has a length", got=f"--steps {arguments.steps} --seconds {arguments.seconds:g}",
             allowed="1 to 10000 steps, up to 86400 seconds", next="msgdas profile demo --steps 2",
         )  # fmt: skip
-    from .. import profiling
-    from ..rundir import default_path
+    from ..memory import profiling
+    from ..run.rundir import default_path
 
     folder = arguments.out or default_path("profile")
     if arguments.run is not None:

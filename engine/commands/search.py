@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..config import KEYS, SearchConfig
-from ..recipes import demo
+from ..settings.config import KEYS, SearchConfig
+from ..settings.recipes import demo
 from .configuration import add_configuration, config_of, given, refuse_beside_resume
 
 
@@ -31,18 +31,18 @@ def run(arguments: argparse.Namespace) -> str:
         return KEYS.listing(demo())
     if arguments.resume:
         refuse_beside_resume(arguments)
-        from ..result import summary
-        from ..searcher import resume
+        from ..run.result import summary
+        from ..search.searcher import resume
 
         return summary(resume(arguments.resume))
     config = config_of(arguments)
-    from ..result import summary
-    from ..searcher import search
+    from ..run.result import summary
+    from ..search.searcher import search
 
     if "budget" not in vars(arguments):
         return summary(search(config, out=arguments.out))
-    from ..plan import plan_here
-    from ..plan_text import as_dict, brief
+    from ..memory.plan import plan_here
+    from ..memory.plan_text import as_dict, brief
 
     def plan(mine: SearchConfig) -> tuple[SearchConfig, dict[str, Any]]:
         made = plan_here(mine, arguments.budget, pins=given(arguments)[1])

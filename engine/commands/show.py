@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..quantities import LIMITS
+from ..spaces.quantities import LIMITS
 
 
 def add(commands: Any) -> None:
@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> str:
-    from ..show import show
+    from ..report.show import show
 
     limits = {key: getattr(arguments, key) for key in LIMITS if getattr(arguments, key)}
     return show(

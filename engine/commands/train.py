@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..genotype import Genotype
-from ..train_config import KEYS, RECIPES, demo, recipe_named
+from ..settings.train_config import KEYS, RECIPES, demo, recipe_named
+from ..spaces.genotype import Genotype
 from .configuration import add_configuration, given, refuse_beside_resume
 
 EXAMPLE = "DARTS_V2"
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> str:
         return KEYS.listing(demo(genotype=json.dumps(_genotype(EXAMPLE).to_json_dict())))
     if arguments.resume:
         refuse_beside_resume(arguments, KEYS)
-        from ..trainer import resume
+        from ..training.trainer import resume
 
         return _summary(resume(arguments.resume))
     if not arguments.target:
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> str:
     recipe, overrides = given(arguments, KEYS)
     overrides["genotype"] = json.dumps(_genotype(arguments.target).to_json_dict())
     config = recipe_named(recipe)(**overrides)
-    from ..trainer import train
+    from ..training.trainer import train
 
     return _summary(train(config, out=arguments.out))
 
@@ -57,11 +57,11 @@ def _genotype(target: str) -> Genotype:
     """That of `genotype_of`, or for `random:SEED` a DARTS cell drawn uniformly."""
     name, _, seed = target.partition(":")
     if name == "random" and seed.isdecimal():
-        from ..evaluate import random_cells
-        from ..space import DARTS
+        from ..search.evaluate import random_cells
+        from ..spaces.space import DARTS
 
         return random_cells(DARTS, int(seed), 1)[0]
-    from ..show import genotype_of
+    from ..report.show import genotype_of
 
     return genotype_of(target)
 

@@ -14,7 +14,7 @@ from msgdas.bench.native import TOLERANCE
 from msgdas.bench.results import read
 from msgdas.bench.variants import SIZES, Variant
 from msgdas.engine.errors import ConfigError, GateError
-from msgdas.engine.method import METHODS
+from msgdas.engine.settings.method import METHODS
 from msgdas.kernels import native
 
 TINY = {"space": "darts", "channels": 4, "layers": 3, "image": 16, "classes": 10, "stem": "cifar"}

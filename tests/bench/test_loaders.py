@@ -10,8 +10,8 @@ import pytest
 import torch
 from msgdas.bench.loaders import PIL, Contest, main, measured
 from msgdas.bench.results import read
-from msgdas.engine.decoding import TurboDecoder
 from msgdas.engine.errors import ConfigError, GateError
+from msgdas.engine.images.decoding import TurboDecoder
 from PIL import Image
 
 

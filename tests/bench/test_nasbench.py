@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from msgdas.bench.nasbench import CELLS, CONVOLUTIONS, Table, genotype_of, main, yardsticks
 from msgdas.bench.statistics import kendall_tau
-from msgdas.engine.derive import derive
 from msgdas.engine.errors import DataError
-from msgdas.engine.space import NASBENCH201
+from msgdas.engine.spaces.derive import derive
+from msgdas.engine.spaces.space import NASBENCH201
 
 
 @pytest.fixture(scope="session")

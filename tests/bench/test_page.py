@@ -15,8 +15,8 @@ from msgdas.bench.quality import EVALUATION_SEEDS
 from msgdas.bench.results import FOLDER, append, row
 from msgdas.bench.speed import SHARES
 from msgdas.bench.variants import BASE, SIZES, published, sampled, sweep
-from msgdas.engine.draw import figure_bytes
 from msgdas.engine.errors import DataError
+from msgdas.engine.report.draw import figure_bytes
 
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
 GREEN = Gate(True, {}, "compared")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from msgdas.bench.recording import TASKS, cost
 from msgdas.bench.step import build_step
-from msgdas.engine.recording import SEARCH_RATE_HZ
+from msgdas.engine.memory.recording import SEARCH_RATE_HZ
 from msgdas.profiles.sampler import native_library
 
 pytestmark = pytest.mark.alone

@@ -38,8 +38,8 @@ def test_every_evaluation_is_counted(table):
 def test_a_better_cell_is_a_smaller_loss(table):
     """The estimator's reward against the table, cell by cell, as the sampler's columns name them."""
     from msgdas.bench.table_search import TablePasses
-    from msgdas.engine.assembly import build_learner
-    from msgdas.engine.paths import fixed_paths
+    from msgdas.engine.learning.assembly import build_learner
+    from msgdas.engine.supernet.paths import fixed_paths
 
     learner, _, _ = build_learner(table_config(0), torch.device("cpu"), 10)
     passes = TablePasses(learner, table)

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import torch
-from msgdas.engine.rundir import keep_until, read_metrics
+from msgdas.engine.run.rundir import keep_until, read_metrics
 
 DEADLINE_S = 400
 

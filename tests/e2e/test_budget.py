@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from msgdas.engine import checkpoint, steps
 from msgdas.engine.cli import main
-from msgdas.engine.guard import Forecast
-from msgdas.engine.recipes import demo
-from msgdas.engine.rundir import read_metrics
-from msgdas.engine.rung import Rung
-from msgdas.engine.searcher import resume, search
+from msgdas.engine.learning import steps
+from msgdas.engine.learning.rung import Rung
+from msgdas.engine.memory.guard import Forecast
+from msgdas.engine.run import checkpoint
+from msgdas.engine.run.rundir import read_metrics
+from msgdas.engine.search.searcher import resume, search
+from msgdas.engine.settings.recipes import demo
 from msgdas.profiles.errors import BudgetError
 from msgdas.profiles.room import Room
 
@@ -33,8 +34,8 @@ CHANGE = 5
 NEIGHBOUR = """
 import contextlib, mmap
 from pathlib import Path
-from msgdas.engine.recipes import demo
-from msgdas.engine.searcher import search
+from msgdas.engine.settings.recipes import demo
+from msgdas.engine.search.searcher import search
 from msgdas.profiles.room import gpu_room
 sizes, total = json.loads(sys.argv[1]), int(sys.argv[2])
 readings = 0
@@ -54,7 +55,7 @@ print(json.dumps(readings))
 CAPPED = """
 import resource, sys
 from pathlib import Path
-from msgdas.engine import steps
+from msgdas.engine.learning import steps
 from msgdas.engine.cli import main
 original = steps.Learner.weight_step
 def capped(self, images, labels, moment):

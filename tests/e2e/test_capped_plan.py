@@ -16,11 +16,11 @@ CAPPED = """
 import ctypes, gc, json, random, resource, sys
 from pathlib import Path
 import torch
-from msgdas.engine.machine import Machine
-from msgdas.engine.planning import plan_search
-from msgdas.engine.probe import dearest_learner
-from msgdas.engine.recipes import demo
-from msgdas.engine.steps import Moment
+from msgdas.engine.memory.machine import Machine
+from msgdas.engine.memory.planning import plan_search
+from msgdas.engine.memory.probe import dearest_learner
+from msgdas.engine.settings.recipes import demo
+from msgdas.engine.learning.steps import Moment
 from msgdas.profiles.budget import Budget
 torch.set_num_threads(1)
 MIB = 1 << 20

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from msgdas.engine import checkpoint
 from msgdas.engine.cli import main
-from msgdas.engine.config import SearchConfig, build
-from msgdas.engine.rundir import read_metrics
-from msgdas.engine.searcher import resume, search
+from msgdas.engine.run import checkpoint
+from msgdas.engine.run.rundir import read_metrics
+from msgdas.engine.search.searcher import resume, search
+from msgdas.engine.settings.config import SearchConfig, build
 
 from ..loaders import LOADERS
 from .test_search import flat, without_times

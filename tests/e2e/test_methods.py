@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from msgdas.engine import checkpoint
-from msgdas.engine.config import from_json
-from msgdas.engine.method import METHODS
-from msgdas.engine.recipes import demo
-from msgdas.engine.rundir import read_metrics
-from msgdas.engine.searcher import resume, search
-from msgdas.engine.steps import Learner
+from msgdas.engine.learning.steps import Learner
+from msgdas.engine.run import checkpoint
+from msgdas.engine.run.rundir import read_metrics
+from msgdas.engine.search.searcher import resume, search
+from msgdas.engine.settings.config import from_json
+from msgdas.engine.settings.method import METHODS
+from msgdas.engine.settings.recipes import demo
 
 from .test_search import flat, without_times
 

@@ -6,12 +6,12 @@ import shutil
 from pathlib import Path
 
 import torch
-from msgdas.engine import checkpoint
-from msgdas.engine.genotype import Genotype
-from msgdas.engine.recipes import demo
-from msgdas.engine.rundir import read_metrics
-from msgdas.engine.searcher import resume, search
-from msgdas.engine.show import show
+from msgdas.engine.report.show import show
+from msgdas.engine.run import checkpoint
+from msgdas.engine.run.rundir import read_metrics
+from msgdas.engine.search.searcher import resume, search
+from msgdas.engine.settings.recipes import demo
+from msgdas.engine.spaces.genotype import Genotype
 
 TINY = {
     "channels": 4, "image": 16, "batch": 8, "limit": 24, "eval_images": 8, "epochs": 2, "warmup": 1, "device": "cpu",

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from msgdas.engine import checkpoint
-from msgdas.engine.config import from_json
 from msgdas.engine.errors import RunFolderError
-from msgdas.engine.recipes import demo
-from msgdas.engine.rundir import RunFolder
-from msgdas.engine.searcher import resume, search
+from msgdas.engine.run import checkpoint
+from msgdas.engine.run.rundir import RunFolder
+from msgdas.engine.search.searcher import resume, search
+from msgdas.engine.settings.config import from_json
+from msgdas.engine.settings.recipes import demo
 
 sys.path.insert(0, str(Path(__file__).parent))
 import ranks
@@ -116,7 +116,7 @@ def test_fault_42_a_killed_process_ends_the_others(one, tmp_path):
 
 # Images of the second process are not finite from its third step on the weights.
 NOT_FINITE = """
-from msgdas.engine.batches import Batches
+from msgdas.engine.images.batches import Batches
 whole = Batches.at
 def at(self, step):
     batch = whole(self, step)
@@ -141,7 +141,7 @@ def test_fault_15_what_is_not_finite_on_one_process_stops_all(tmp_path):
 # Memory of the second process runs out in its fourth forward pass.
 NO_MEMORY = """
 import torch
-from msgdas.engine.supernet import SuperNet
+from msgdas.engine.supernet.supernet import SuperNet
 forward, passes = SuperNet.forward, [0]
 def short(self, *arguments):
     passes[0] += torch.is_grad_enabled()

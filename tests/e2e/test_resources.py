@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from msgdas.engine.cli import main
-from msgdas.engine.counting import count
-from msgdas.engine.genotype import Genotype
-from msgdas.engine.recipes import demo
-from msgdas.engine.rundir import read_metrics
-from msgdas.engine.searcher import resume, search
+from msgdas.engine.run.rundir import read_metrics
+from msgdas.engine.search.searcher import resume, search
+from msgdas.engine.settings.recipes import demo
+from msgdas.engine.spaces.counting import count
+from msgdas.engine.spaces.genotype import Genotype
 
 from .test_methods import TINY
 from .test_search import without_times

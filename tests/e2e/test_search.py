@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from msgdas.engine import checkpoint, steps
 from msgdas.engine.cli import main
-from msgdas.engine.recipes import demo
-from msgdas.engine.rundir import read_metrics
-from msgdas.engine.searcher import resume, search
+from msgdas.engine.learning import steps
+from msgdas.engine.run import checkpoint
+from msgdas.engine.run.rundir import read_metrics
+from msgdas.engine.search.searcher import resume, search
+from msgdas.engine.settings.recipes import demo
 
 TINY = {
     "channels": 4, "layers": 3, "image": 28, "batch": 8, "epochs": 3, "warmup": 1, "limit": 24, "eval_images": 16,

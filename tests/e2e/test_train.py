@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from msgdas.engine import checkpoint
 from msgdas.engine.cli import main
 from msgdas.engine.errors import CheckpointError, ConfigError, GenotypeError, InterruptedSearchError
-from msgdas.engine.genotype_text import published
-from msgdas.engine.judging import judge
-from msgdas.engine.rundir import read_metrics
-from msgdas.engine.train_config import RECIPES, TrainConfig, demo, from_json, learning_rate
-from msgdas.engine.trainer import resume, train
+from msgdas.engine.run import checkpoint
+from msgdas.engine.run.rundir import read_metrics
+from msgdas.engine.settings.train_config import RECIPES, TrainConfig, demo, from_json, learning_rate
+from msgdas.engine.spaces.genotype_text import published
+from msgdas.engine.training.judging import judge
+from msgdas.engine.training.trainer import resume, train
 
 CELL = json.dumps(published()["DARTS_V2"])
 TINY: dict[str, Any] = {
@@ -191,7 +191,7 @@ def test_data_with_other_classes_are_refused(whole: Path, tmp_path: Path) -> Non
 
 
 def test_a_search_is_not_a_training(tmp_path: Path) -> None:
-    from msgdas.engine.recipes import demo as search_demo
+    from msgdas.engine.settings.recipes import demo as search_demo
 
     with pytest.raises(ConfigError, match="not of a training"):
         from_json(search_demo().to_json())

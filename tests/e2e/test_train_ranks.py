@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from msgdas.engine import checkpoint
-from msgdas.engine.genotype_text import published
-from msgdas.engine.train_config import demo
-from msgdas.engine.trained import trained
-from msgdas.engine.trainer import resume, train
+from msgdas.engine.run import checkpoint
+from msgdas.engine.settings.train_config import demo
+from msgdas.engine.spaces.genotype_text import published
+from msgdas.engine.training.trained import trained
+from msgdas.engine.training.trainer import resume, train
 
 sys.path.insert(0, str(Path(__file__).parent))
 import ranks
@@ -108,7 +108,7 @@ def test_fault_42_a_killed_process_ends_the_others(one: Path, tmp_path: Path) ->
 
 # Images of the second process are not finite in the third step.
 NOT_FINITE = """
-from msgdas.engine.batches import Batches
+from msgdas.engine.images.batches import Batches
 whole = Batches.at
 def at(self, step):
     batch = whole(self, step)
@@ -120,7 +120,7 @@ Batches.at = at
 # Memory of the second process runs out in its second step.
 NO_MEMORY = """
 import torch
-from msgdas.engine.network import Network
+from msgdas.engine.network.network import Network
 forward, passes = Network.training_logits, [0]
 def short(self, *arguments):
     passes[0] += 1

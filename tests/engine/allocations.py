@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from msgdas.engine.sampler import Sampler
-from msgdas.engine.space import space_named
-from msgdas.engine.steps import Learner, Moment
-from msgdas.engine.supernet import SuperNet
+from msgdas.engine.learning.sampler import Sampler
+from msgdas.engine.learning.steps import Learner, Moment
+from msgdas.engine.spaces.space import space_named
+from msgdas.engine.supernet.supernet import SuperNet
 from msgdas.profiles.tracker import AllocatorBytes
 
 TAU = 1.0

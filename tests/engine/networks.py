@@ -6,13 +6,13 @@ from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
-from msgdas.engine.operation import Drop
-from msgdas.engine.paths import Sample
-from msgdas.engine.recipes import demo
-from msgdas.engine.sampler import Sampler
-from msgdas.engine.space import space_named
-from msgdas.engine.supernet import SuperNet
-from msgdas.engine.weights import CellWeights
+from msgdas.engine.learning.sampler import Sampler
+from msgdas.engine.settings.recipes import demo
+from msgdas.engine.spaces.space import space_named
+from msgdas.engine.supernet.operation import Drop
+from msgdas.engine.supernet.paths import Sample
+from msgdas.engine.supernet.supernet import SuperNet
+from msgdas.engine.supernet.weights import CellWeights
 from torch import Tensor
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from msgdas.engine import schedule
-from msgdas.engine.config import SearchConfig, resolved_teacher
-from msgdas.engine.derive import derive, probabilities, skip_count
-from msgdas.engine.recipes import demo
-from msgdas.engine.rundir import METRICS, RunFolder
-from msgdas.engine.space import space_named
+from msgdas.engine.run.rundir import METRICS, RunFolder
+from msgdas.engine.settings import schedule
+from msgdas.engine.settings.config import SearchConfig, resolved_teacher
+from msgdas.engine.settings.recipes import demo
+from msgdas.engine.spaces.derive import derive, probabilities, skip_count
+from msgdas.engine.spaces.space import space_named
 
 ENVIRONMENT = {
     "msgdas": "0.1.0",

@@ -10,9 +10,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from msgdas.engine.batches import PADDING, Batches, Shard, generator, split_halves
 from msgdas.engine.errors import DataError
-from msgdas.engine.images import Images, Statistics
+from msgdas.engine.images.batches import PADDING, Batches, Shard, generator, split_halves
+from msgdas.engine.images.images import Images, Statistics
 
 
 def numbered(count: int = 40, *, image: int = 16, classes: int = 4) -> Images:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from msgdas.engine import stem as stem_module
-from msgdas.engine.cell import CellFunction
-from msgdas.engine.operation import Drop
-from msgdas.engine.ops import DARTS_TABLE, ModuleOperation
-from msgdas.engine.recompute import RecomputeFunction
-from msgdas.engine.space import SPACES
-from msgdas.engine.supernet import SuperNet
+from msgdas.engine.spaces.space import SPACES
+from msgdas.engine.supernet import stem as stem_module
+from msgdas.engine.supernet.cell import CellFunction
+from msgdas.engine.supernet.operation import Drop
+from msgdas.engine.supernet.ops import DARTS_TABLE, ModuleOperation
+from msgdas.engine.supernet.recompute import RecomputeFunction
+from msgdas.engine.supernet.supernet import SuperNet
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))

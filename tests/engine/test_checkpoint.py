@@ -14,9 +14,9 @@ import time
 
 import pytest
 import torch
-from msgdas.engine import checkpoint
 from msgdas.engine.errors import CheckpointError
-from msgdas.engine.recipes import demo
+from msgdas.engine.run import checkpoint
+from msgdas.engine.settings.recipes import demo
 
 CONFIG = demo()
 
@@ -134,8 +134,8 @@ def test_fault_05_never_silently_from_scratch(run):
 SAVER = """
     import sys, torch
     from pathlib import Path
-    from msgdas.engine import checkpoint
-    from msgdas.engine.recipes import demo
+    from msgdas.engine.run import checkpoint
+    from msgdas.engine.settings.recipes import demo
     step = 100
     while True:
         step += 1

@@ -14,8 +14,8 @@ import pytest
 from msgdas.engine import cli
 from msgdas.engine.cli import EXIT_CODES, main, parser
 from msgdas.engine.commands.configuration import config_of
-from msgdas.engine.config import KEYS, SearchConfig
-from msgdas.engine.recipes import RECIPES, demo
+from msgdas.engine.settings.config import KEYS, SearchConfig
+from msgdas.engine.settings.recipes import RECIPES, demo
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "cli_options.txt"
 

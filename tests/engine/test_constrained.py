@@ -7,14 +7,14 @@ import random
 from dataclasses import asdict
 
 import pytest
-from msgdas.engine.constrained import Limit, Option, best_choice, most_probable, require_possible
-from msgdas.engine.costs import CostTable, NetworkSize, counted
-from msgdas.engine.counting import count
-from msgdas.engine.derive import derive, weights_of
 from msgdas.engine.errors import ConfigError
-from msgdas.engine.evaluate import random_cells
-from msgdas.engine.quantities import parse_quantity, quantity_text
-from msgdas.engine.space import DARTS, IMAGENET_FBNET, IMAGENET_MOBILE, NASBENCH201, S1, SearchSpace
+from msgdas.engine.search.evaluate import random_cells
+from msgdas.engine.spaces.constrained import Limit, Option, best_choice, most_probable, require_possible
+from msgdas.engine.spaces.costs import CostTable, NetworkSize, counted
+from msgdas.engine.spaces.counting import count
+from msgdas.engine.spaces.derive import derive, weights_of
+from msgdas.engine.spaces.quantities import parse_quantity, quantity_text
+from msgdas.engine.spaces.space import DARTS, IMAGENET_FBNET, IMAGENET_MOBILE, NASBENCH201, S1, SearchSpace
 
 CIFAR = NetworkSize(36, 20, 32, 10, "cifar")
 IMAGENET = NetworkSize(48, 14, 224, 1000, "imagenet")

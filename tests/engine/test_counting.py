@@ -8,10 +8,10 @@ import json
 from pathlib import Path
 
 import pytest
-from msgdas.engine.counting import count
 from msgdas.engine.errors import ConfigError
-from msgdas.engine.genotype import from_arch
-from msgdas.engine.genotype_text import load_any, parse_tuple_text
+from msgdas.engine.spaces.counting import count
+from msgdas.engine.spaces.genotype import from_arch
+from msgdas.engine.spaces.genotype_text import load_any, parse_tuple_text
 
 
 def test_published_cells_exactly(shared_data: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from msgdas.engine.crops import RATIO, SCALE, TRIES, colour_maps, random_views, resized_windows, uniform
+from msgdas.engine.images.crops import RATIO, SCALE, TRIES, colour_maps, random_views, resized_windows, uniform
 from numpy.typing import NDArray
 from torchvision.transforms import RandomResizedCrop
 

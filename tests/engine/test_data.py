@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from msgdas.engine.batches import Batches, generator, split_halves
-from msgdas.engine.config import SearchConfig
-from msgdas.engine.data import CIFAR10_STATISTICS, MINI, from_torchvision, load
 from msgdas.engine.errors import DataError
-from msgdas.engine.images import FolderImages, Images, Statistics, channel_statistics, fit
+from msgdas.engine.images.batches import Batches, generator, split_halves
+from msgdas.engine.images.data import CIFAR10_STATISTICS, MINI, from_torchvision, load
+from msgdas.engine.images.images import FolderImages, Images, Statistics, channel_statistics, fit
+from msgdas.engine.settings.config import SearchConfig
 from PIL import Image
 from torchvision.datasets import CIFAR10
 

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from msgdas.engine.cli import main
-from msgdas.engine.config import SearchConfig
-from msgdas.engine.data import load
-from msgdas.engine.datacheck import check
 from msgdas.engine.errors import DataError
-from msgdas.engine.examining import Examiners, examine
-from msgdas.engine.filelist import FileList
+from msgdas.engine.images.data import load
+from msgdas.engine.images.datacheck import check
+from msgdas.engine.images.examining import Examiners, examine
+from msgdas.engine.images.filelist import FileList
+from msgdas.engine.settings.config import SearchConfig
 from PIL import Image
 
 COMMAND = [sys.executable, "-c", "from msgdas.engine.cli import run\nif __name__ == '__main__': run()", "data", "check"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import pytest
-from msgdas.engine.derive import derive, skip_count, softmax
 from msgdas.engine.errors import GenotypeError, NumericsError
-from msgdas.engine.space import DARTS, NASBENCH201, SearchSpace
+from msgdas.engine.spaces.derive import derive, skip_count, softmax
+from msgdas.engine.spaces.space import DARTS, NASBENCH201, SearchSpace
 
 NONE, MAX, AVG, SKIP, SEP3, SEP5, DIL3, DIL5 = range(8)
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from msgdas.engine.dist import Ranks, share_of
 from msgdas.engine.errors import ConfigError, EngineError, FollowedError, RanksError
-from msgdas.engine.place import Place
-from msgdas.engine.recipes import demo
-from msgdas.engine.rung import Rung
+from msgdas.engine.learning.rung import Rung
+from msgdas.engine.run.dist import Ranks, share_of
+from msgdas.engine.settings.place import Place
+from msgdas.engine.settings.recipes import demo
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"} | {
     "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500",

@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch, PathPatch
 from matplotlib.path import Path as Curve
 from matplotlib.transforms import Bbox
-from msgdas.engine.draw import MAX_NODES, alpha_heatmap, draw_cells, operation_label, save_cells
 from msgdas.engine.errors import GenotypeError
-from msgdas.engine.genotype import CellGenotype, Genotype, from_arch
-from msgdas.engine.genotype_text import parse_tuple_text
-from msgdas.engine.space import DARTS, NASBENCH201, PUBLISHED_OPERATIONS, SearchSpace
+from msgdas.engine.report.draw import MAX_NODES, alpha_heatmap, draw_cells, operation_label, save_cells
+from msgdas.engine.spaces.genotype import CellGenotype, Genotype, from_arch
+from msgdas.engine.spaces.genotype_text import parse_tuple_text
+from msgdas.engine.spaces.space import DARTS, NASBENCH201, PUBLISHED_OPERATIONS, SearchSpace
 
 AMOEBANET = """Genotype(
   normal=[('avg_pool_3x3', 0), ('max_pool_3x3', 1), ('sep_conv_3x3', 0), ('sep_conv_5x5', 2), ('sep_conv_3x3', 0),

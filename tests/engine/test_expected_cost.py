@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from msgdas.engine import schedule
-from msgdas.engine.config import SearchConfig
-from msgdas.engine.costs import CostTable, target_size
 from msgdas.engine.errors import ConfigError
-from msgdas.engine.expected_cost import ExpectedCost, expected_cost
-from msgdas.engine.recipes import demo
-from msgdas.engine.resources import cost_table, reference
-from msgdas.engine.steps import Learner, Moment
-from msgdas.engine.supernet import SuperNet
+from msgdas.engine.learning.expected_cost import ExpectedCost, expected_cost
+from msgdas.engine.learning.steps import Learner, Moment
+from msgdas.engine.settings import schedule
+from msgdas.engine.settings.config import SearchConfig
+from msgdas.engine.settings.recipes import demo
+from msgdas.engine.settings.resources import cost_table, reference
+from msgdas.engine.spaces.costs import CostTable, target_size
+from msgdas.engine.supernet.supernet import SuperNet
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))

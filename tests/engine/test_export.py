@@ -14,24 +14,24 @@ from typing import Any
 
 import pytest
 import torch
-from msgdas.engine import export as export_module
 from msgdas.engine.cli import main
-from msgdas.engine.data import load
 from msgdas.engine.errors import CheckpointError, GateError
-from msgdas.engine.export import FORMATS, write_all
-from msgdas.engine.exported import Comparison, Exported, exported, read
-from msgdas.engine.genotype import Genotype, from_arch, from_layers
-from msgdas.engine.genotype_text import load_any, parse_tuple_text
-from msgdas.engine.model_card import model_card
-from msgdas.engine.network import Network
-from msgdas.engine.recipes import demo as search_demo
-from msgdas.engine.rundir import RunFolder
-from msgdas.engine.space import StemKind
-from msgdas.engine.standalone import standalone_source
-from msgdas.engine.student import Student
-from msgdas.engine.train_config import demo
-from msgdas.engine.trained import trained
-from msgdas.engine.trainer import train
+from msgdas.engine.export import export as export_module
+from msgdas.engine.export.export import FORMATS, write_all
+from msgdas.engine.export.exported import Comparison, Exported, exported, read
+from msgdas.engine.export.model_card import model_card
+from msgdas.engine.export.standalone import standalone_source
+from msgdas.engine.images.data import load
+from msgdas.engine.network.network import Network
+from msgdas.engine.run.rundir import RunFolder
+from msgdas.engine.settings.recipes import demo as search_demo
+from msgdas.engine.settings.train_config import demo
+from msgdas.engine.spaces.genotype import Genotype, from_arch, from_layers
+from msgdas.engine.spaces.genotype_text import load_any, parse_tuple_text
+from msgdas.engine.spaces.space import StemKind
+from msgdas.engine.training.student import Student
+from msgdas.engine.training.trained import trained
+from msgdas.engine.training.trainer import train
 
 pytest.importorskip("safetensors", reason="safetensors is not installed")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")

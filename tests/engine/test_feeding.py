@@ -11,19 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from msgdas.engine import dali
-from msgdas.engine.batches import ALONE, Batches, Shard
-from msgdas.engine.config import SearchConfig, build
-from msgdas.engine.crops import random_views
-from msgdas.engine.decoding import Picture, TurboDecoder, open_picture, pixels_of
 from msgdas.engine.errors import ConfigError, DataError
-from msgdas.engine.feeding import Feed, Watch, changed_feeder
-from msgdas.engine.halves import open_halves
-from msgdas.engine.images import FolderImages, Statistics
-from msgdas.engine.inputs import device_pool_bytes
-from msgdas.engine.prediction import SearchProbe, Target
-from msgdas.engine.sources import Meter, ResizedCrops
-from msgdas.engine.workers import Workers, processors
+from msgdas.engine.images import dali
+from msgdas.engine.images.batches import ALONE, Batches, Shard
+from msgdas.engine.images.crops import random_views
+from msgdas.engine.images.decoding import Picture, TurboDecoder, open_picture, pixels_of
+from msgdas.engine.images.feeding import Feed, Watch, changed_feeder
+from msgdas.engine.images.images import FolderImages, Statistics
+from msgdas.engine.images.sources import Meter, ResizedCrops
+from msgdas.engine.images.workers import Workers, processors
+from msgdas.engine.memory.prediction import SearchProbe, Target
+from msgdas.engine.search.halves import open_halves
+from msgdas.engine.settings.config import SearchConfig, build
+from msgdas.engine.settings.inputs import device_pool_bytes
 from msgdas.profiles.predictor import Speed
 from PIL import Image
 

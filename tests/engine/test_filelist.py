@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgdas.engine.errors import DataError
-from msgdas.engine.filelist import Difference, Entry, FileList, escaped, unescaped
+from msgdas.engine.images.filelist import Difference, Entry, FileList, escaped, unescaped
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 HEAD = "# msgdas file list 1\n# root\t/photos\n# class\tcat\n# class\tdog\n"

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from msgdas.engine.branch_table import branches_of, table_rows
-from msgdas.engine.config import build
 from msgdas.engine.errors import ConfigError
-from msgdas.engine.fused_cell import FusedCall
-from msgdas.engine.implementation import resolve
-from msgdas.engine.operation import Drop
-from msgdas.engine.ops import DARTS_TABLE, DepthwiseSeparable, ModuleOperation
-from msgdas.engine.paths import fixed_paths
-from msgdas.engine.recipes import demo
-from msgdas.engine.space import DARTS, SPACES, search_skeleton
-from msgdas.engine.supernet import SuperNet
+from msgdas.engine.settings.config import build
+from msgdas.engine.settings.recipes import demo
+from msgdas.engine.spaces.space import DARTS, SPACES, search_skeleton
+from msgdas.engine.supernet.branch_table import branches_of, table_rows
+from msgdas.engine.supernet.fused_cell import FusedCall
+from msgdas.engine.supernet.implementation import resolve
+from msgdas.engine.supernet.operation import Drop
+from msgdas.engine.supernet.ops import DARTS_TABLE, DepthwiseSeparable, ModuleOperation
+from msgdas.engine.supernet.paths import fixed_paths
+from msgdas.engine.supernet.supernet import SuperNet
 from msgdas.kernels import backend
 from msgdas.kernels import branches as codes
 from torch import nn

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgdas.engine.errors import GenotypeError
-from msgdas.engine.genotype import CellGenotype, Genotype, from_arch
-from msgdas.engine.genotype_text import format_tuple_text, load_any, parse_tuple_text
-from msgdas.engine.space import NASBENCH201_OPERATIONS, PUBLISHED_OPERATIONS
+from msgdas.engine.spaces.genotype import CellGenotype, Genotype, from_arch
+from msgdas.engine.spaces.genotype_text import format_tuple_text, load_any, parse_tuple_text
+from msgdas.engine.spaces.space import NASBENCH201_OPERATIONS, PUBLISHED_OPERATIONS
 
 SMALL: dict[str, Any] = {
     "normal": [["sep_conv_3x3", 1], ["skip_connect", 0], ["conv_7x1_1x7", 2], ["sep_conv_7x7", 0]],

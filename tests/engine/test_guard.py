@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from msgdas.engine.exhausted import is_out_of_memory
+from msgdas.engine.supernet.exhausted import is_out_of_memory
 from msgdas.profiles import room
 from msgdas.profiles.room import host_room
 

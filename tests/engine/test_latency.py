@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from msgdas.engine.cli import main
-from msgdas.engine.constrained import Limit, most_probable
-from msgdas.engine.costs import NetworkSize
-from msgdas.engine.derive import weights_of
 from msgdas.engine.errors import ConfigError
-from msgdas.engine.evaluate import random_cells
-from msgdas.engine.latency import measure_networks, measure_table, with_fit
-from msgdas.engine.latency_fit import fit, relative_error
-from msgdas.engine.latency_table import load_latency, lookup_table, places
-from msgdas.engine.network import Cell, Network
-from msgdas.engine.space import DARTS, IMAGENET_FBNET, IMAGENET_MOBILE, NASBENCH201, SearchSpace
+from msgdas.engine.latency.fit import fit, relative_error
+from msgdas.engine.latency.latency import measure_networks, measure_table, with_fit
+from msgdas.engine.network.network import Cell, Network
+from msgdas.engine.search.evaluate import random_cells
+from msgdas.engine.spaces.constrained import Limit, most_probable
+from msgdas.engine.spaces.costs import NetworkSize
+from msgdas.engine.spaces.derive import weights_of
+from msgdas.engine.spaces.latency_table import load_latency, lookup_table, places
+from msgdas.engine.spaces.space import DARTS, IMAGENET_FBNET, IMAGENET_MOBILE, NASBENCH201, SearchSpace
 
 SIZES = [
     (DARTS, NetworkSize(4, 5, 16, 10, "cifar")),

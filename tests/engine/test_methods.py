@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from msgdas.engine import schedule
-from msgdas.engine.batches import Batch
 from msgdas.engine.errors import ConfigError
-from msgdas.engine.evaluate import best_of, derived, evaluate, genotype_paths, random_cells
-from msgdas.engine.method import METHODS
-from msgdas.engine.recipes import demo
-from msgdas.engine.space import DARTS, SPACES
-from msgdas.engine.supernet import SuperNet
+from msgdas.engine.images.batches import Batch
+from msgdas.engine.search.evaluate import best_of, derived, evaluate, genotype_paths, random_cells
+from msgdas.engine.settings import schedule
+from msgdas.engine.settings.method import METHODS
+from msgdas.engine.settings.recipes import demo
+from msgdas.engine.spaces.space import DARTS, SPACES
+from msgdas.engine.supernet.supernet import SuperNet
 from msgdas.kernels.reference.gumbel_topk import gumbel_noise
 
 sys.path.insert(0, str(Path(__file__).parent))

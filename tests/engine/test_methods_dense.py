@@ -9,16 +9,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from msgdas.bench import build_step
-from msgdas.engine import schedule, unrolled
-from msgdas.engine.derive import derive
 from msgdas.engine.errors import ConfigError
-from msgdas.engine.ops import TABLES, operation_at
-from msgdas.engine.paths import CellPaths
-from msgdas.engine.recipes import demo
-from msgdas.engine.space import DARTS, CellLayer
-from msgdas.engine.steps import Learner, Moment
-from msgdas.engine.supernet import SuperNet
-from msgdas.engine.weights import differentiable_views
+from msgdas.engine.learning import unrolled
+from msgdas.engine.learning.steps import Learner, Moment
+from msgdas.engine.settings import schedule
+from msgdas.engine.settings.recipes import demo
+from msgdas.engine.spaces.derive import derive
+from msgdas.engine.spaces.space import DARTS, CellLayer
+from msgdas.engine.supernet.ops import TABLES, operation_at
+from msgdas.engine.supernet.paths import CellPaths
+from msgdas.engine.supernet.supernet import SuperNet
+from msgdas.engine.supernet.weights import differentiable_views
 from torch.distributions import Dirichlet, kl_divergence
 from torch.func import functional_call
 

@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from msgdas.engine.assembly import build_learner
-from msgdas.engine.chain import FBNET, MOBILE
-from msgdas.engine.config import build
 from msgdas.engine.errors import ConfigError
-from msgdas.engine.evaluate import derived, genotype_paths, random_cells
-from msgdas.engine.method import METHODS
-from msgdas.engine.operation import Drop
-from msgdas.engine.prediction import SearchProbe, Target, choices_of
-from msgdas.engine.recipes import demo, imagenet_fbnet, imagenet_mobile
-from msgdas.engine.sampler import Sampler
-from msgdas.engine.space import CHAIN, search_skeleton, space_named
-from msgdas.engine.steps import Moment
-from msgdas.engine.supernet import SuperNet
+from msgdas.engine.learning.assembly import build_learner
+from msgdas.engine.learning.sampler import Sampler
+from msgdas.engine.learning.steps import Moment
+from msgdas.engine.memory.prediction import SearchProbe, Target, choices_of
+from msgdas.engine.search.evaluate import derived, genotype_paths, random_cells
+from msgdas.engine.settings.config import build
+from msgdas.engine.settings.method import METHODS
+from msgdas.engine.settings.recipes import demo, imagenet_fbnet, imagenet_mobile
+from msgdas.engine.spaces.chain import FBNET, MOBILE
+from msgdas.engine.spaces.space import CHAIN, search_skeleton, space_named
+from msgdas.engine.supernet.operation import Drop
+from msgdas.engine.supernet.supernet import SuperNet
 from msgdas.profiles.predictor import Speed
 
 sys.path.insert(0, str(Path(__file__).parent))

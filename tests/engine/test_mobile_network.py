@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from msgdas.engine.costs import NetworkSize, counted
-from msgdas.engine.counting import count
-from msgdas.engine.derive import derive, skip_count
-from msgdas.engine.draw import draw_cells
 from msgdas.engine.errors import GenotypeError
-from msgdas.engine.evaluate import random_cells
-from msgdas.engine.genotype import Genotype, from_layers
-from msgdas.engine.genotype_text import load_any
-from msgdas.engine.network import Network
-from msgdas.engine.show import show
-from msgdas.engine.space import CHAIN, space_named
+from msgdas.engine.network.network import Network
+from msgdas.engine.report.draw import draw_cells
+from msgdas.engine.report.show import show
+from msgdas.engine.search.evaluate import random_cells
+from msgdas.engine.spaces.costs import NetworkSize, counted
+from msgdas.engine.spaces.counting import count
+from msgdas.engine.spaces.derive import derive, skip_count
+from msgdas.engine.spaces.genotype import Genotype, from_layers
+from msgdas.engine.spaces.genotype_text import load_any
+from msgdas.engine.spaces.space import CHAIN, space_named
 from torch import nn
 
 SIZES = {

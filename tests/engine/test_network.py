@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from msgdas.engine.counting import count
 from msgdas.engine.errors import ConfigError
-from msgdas.engine.genotype import Genotype, from_arch
-from msgdas.engine.genotype_text import load_any, parse_tuple_text, published
-from msgdas.engine.network import Network, drop_path_factors
-from msgdas.engine.network_native import takes
-from msgdas.engine.network_ops import SeparableStage
-from msgdas.engine.space import StemKind
+from msgdas.engine.network.native import takes
+from msgdas.engine.network.network import Network, drop_path_factors
+from msgdas.engine.network.ops import SeparableStage
+from msgdas.engine.spaces.counting import count
+from msgdas.engine.spaces.genotype import Genotype, from_arch
+from msgdas.engine.spaces.genotype_text import load_any, parse_tuple_text, published
+from msgdas.engine.spaces.space import StemKind
 from msgdas.kernels import native
 from torch import Tensor, nn
 

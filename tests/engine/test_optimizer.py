@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from msgdas.engine.optimizer import SampledSGD
+from msgdas.engine.learning.optimizer import SampledSGD
 from torch import nn
 
 OK, NOT_OK = torch.tensor(True), torch.tensor(False)

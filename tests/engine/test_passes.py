@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from msgdas.engine.config import SearchConfig
 from msgdas.engine.errors import ConfigError
-from msgdas.engine.operation import network_clock
-from msgdas.engine.passes import Feed
-from msgdas.engine.rung import Rung
-from msgdas.engine.steps import Learner, Moment
-from msgdas.engine.supernet import SuperNet
+from msgdas.engine.learning.passes import Feed
+from msgdas.engine.learning.rung import Rung
+from msgdas.engine.learning.steps import Learner, Moment
+from msgdas.engine.settings.config import SearchConfig
+from msgdas.engine.supernet.operation import network_clock
+from msgdas.engine.supernet.supernet import SuperNet
 from msgdas.kernels.reference import gumbel_topk
 from msgdas.profiles.tracker import LiveBytes
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from msgdas.engine.checks import POLICIES
-from msgdas.engine.environment import package_version
-from msgdas.engine.machine import Machine, machine_named
-from msgdas.engine.measured import keep
-from msgdas.engine.method import METHODS
-from msgdas.engine.planning import Planner, classes_of, ks_of, methods_named, plan_search
-from msgdas.engine.prediction import spread
-from msgdas.engine.recipes import demo
+from msgdas.engine.memory.machine import Machine, machine_named
+from msgdas.engine.memory.measured import keep
+from msgdas.engine.memory.planning import Planner, classes_of, ks_of, methods_named, plan_search
+from msgdas.engine.memory.prediction import spread
+from msgdas.engine.run.environment import package_version
+from msgdas.engine.settings.checks import POLICIES
+from msgdas.engine.settings.method import METHODS
+from msgdas.engine.settings.recipes import demo
 from msgdas.profiles.budget import Budget, parse
 from msgdas.profiles.errors import BudgetError, ProfileError
 from msgdas.profiles.planner import MARGIN, MOST_SLOWDOWN, plan, usable_bytes

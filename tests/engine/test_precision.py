@@ -8,12 +8,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from msgdas.engine.assembly import build_learner
-from msgdas.engine.checks import POLICIES
 from msgdas.engine.errors import ConfigError, NumericsError
-from msgdas.engine.loss_scale import FIRST, GROWTH_STEPS, LossScale
-from msgdas.engine.recipes import demo
-from msgdas.engine.steps import Moment
+from msgdas.engine.learning.assembly import build_learner
+from msgdas.engine.learning.loss_scale import FIRST, GROWTH_STEPS, LossScale
+from msgdas.engine.learning.steps import Moment
+from msgdas.engine.settings.checks import POLICIES
+from msgdas.engine.settings.recipes import demo
 from msgdas.profiles.meter import measure
 
 CPU = torch.device("cpu")

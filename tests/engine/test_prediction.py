@@ -6,11 +6,11 @@ import itertools
 
 import pytest
 import torch
-from msgdas.engine.prediction import QuickProbe, SearchProbe, Target, choices_of, dearest
-from msgdas.engine.recipes import demo
-from msgdas.engine.sampler import Sampler
-from msgdas.engine.space import space_named
-from msgdas.engine.steps import Moment
+from msgdas.engine.learning.sampler import Sampler
+from msgdas.engine.learning.steps import Moment
+from msgdas.engine.memory.prediction import QuickProbe, SearchProbe, Target, choices_of, dearest
+from msgdas.engine.settings.recipes import demo
+from msgdas.engine.spaces.space import space_named
 from msgdas.kernels import backend
 from msgdas.kernels.scratch import scratch_sizes
 from msgdas.profiles.predictor import Recorder, Speed

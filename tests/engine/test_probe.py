@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from msgdas.engine import probe as probes
-from msgdas.engine.guard import Forecast
-from msgdas.engine.measured import device_ratio, keep, key_of, known_ratio
-from msgdas.engine.prediction import choices_of, dearest
-from msgdas.engine.probe import ProbeResult, dearest_learner, measure_dearest, probe
-from msgdas.engine.recipes import demo
-from msgdas.engine.rung import Rung
-from msgdas.engine.space import space_named
+from msgdas.engine.learning.rung import Rung
+from msgdas.engine.memory import probe as probes
+from msgdas.engine.memory.guard import Forecast
+from msgdas.engine.memory.measured import device_ratio, keep, key_of, known_ratio
+from msgdas.engine.memory.prediction import choices_of, dearest
+from msgdas.engine.memory.probe import ProbeResult, dearest_learner, measure_dearest, probe
+from msgdas.engine.settings.recipes import demo
+from msgdas.engine.spaces.space import space_named
 from msgdas.profiles.store import Key
 from msgdas.profiles.trace import CATEGORIES
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from msgdas.engine.cli import main
-from msgdas.engine.recipes import demo
-from msgdas.engine.rundir import RunFolder, read_metrics
+from msgdas.engine.run.rundir import RunFolder, read_metrics
+from msgdas.engine.settings.recipes import demo
 
 SMALL = [
     "--set",
@@ -38,7 +38,7 @@ time.sleep(60)
 """
 ON_GPU = """
 from pathlib import Path
-from msgdas.engine.profiling import profile_process
+from msgdas.engine.memory.profiling import profile_process
 found = profile_process(int(sys.argv[1]), 0.4, Path(sys.argv[2])).timeline
 print(json.dumps([found["source"], found["peak_bytes"]]))
 """

@@ -16,8 +16,8 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from msgdas.engine.progress import Progress, cell_lines
-from msgdas.engine.recipes import demo
+from msgdas.engine.run.progress import Progress, cell_lines
+from msgdas.engine.settings.recipes import demo
 from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -27,7 +27,7 @@ TITLE = "demo · msg · K=2 · subgraphs"
 REPLAY = """
     import json, sys, time
     from pathlib import Path
-    from msgdas.engine.progress import Progress
+    from msgdas.engine.run.progress import Progress
     with Progress(24, sys.argv[3]) as progress:
         progress.note("run folder [red]runs/demo[/red]")
         for line in Path(sys.argv[1]).read_text(encoding="utf-8").splitlines():

@@ -11,12 +11,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from msgdas.engine.history import History
-from msgdas.engine.recording import Recording
-from msgdas.engine.report_memory import memory_html
-from msgdas.engine.report_timeline import TimelineFile, last_timeline, save_timeline, timeline_figure
-from msgdas.engine.steps import Learner, Moment
-from msgdas.engine.supernet import SuperNet
+from msgdas.engine.learning.steps import Learner, Moment
+from msgdas.engine.memory.recording import Recording
+from msgdas.engine.report.memory import memory_html
+from msgdas.engine.report.timeline import TimelineFile, last_timeline, save_timeline, timeline_figure
+from msgdas.engine.run.history import History
+from msgdas.engine.supernet.supernet import SuperNet
 
 sys.path.insert(0, str(Path(__file__).parent))
 from networks import sampler_of

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from msgdas.engine.archives import load_archives
 from msgdas.engine.cli import main
-from msgdas.engine.config import SearchConfig
-from msgdas.engine.data import load
 from msgdas.engine.errors import DataError
-from msgdas.engine.halves import open_halves
-from msgdas.engine.records import RECORDIO_MAGIC, RECORDIO_MAGIC_BYTES, recordio, tfrecord, webdataset
+from msgdas.engine.images.archives import load_archives
+from msgdas.engine.images.data import load
+from msgdas.engine.images.records import RECORDIO_MAGIC, RECORDIO_MAGIC_BYTES, recordio, tfrecord, webdataset
+from msgdas.engine.search.halves import open_halves
+from msgdas.engine.settings.config import SearchConfig
 from PIL import Image
 
 google_crc32c = pytest.importorskip("google_crc32c")

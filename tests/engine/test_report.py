@@ -17,13 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgdas.engine.cli import parser
 from msgdas.engine.commands.configuration import config_of
-from msgdas.engine.config import SearchConfig
 from msgdas.engine.errors import RunFolderError
-from msgdas.engine.history import History
-from msgdas.engine.recipes import RECIPES, cifar10_nasbench201
-from msgdas.engine.recipes import demo as demo_recipe
-from msgdas.engine.report import RECONSTRUCTION, page, write_report
-from msgdas.engine.report_text import config_table, search_command
+from msgdas.engine.report.report import RECONSTRUCTION, page, write_report
+from msgdas.engine.report.text import config_table, search_command
+from msgdas.engine.run.history import History
+from msgdas.engine.settings.config import SearchConfig
+from msgdas.engine.settings.recipes import RECIPES, cifar10_nasbench201
+from msgdas.engine.settings.recipes import demo as demo_recipe
 
 sys.path.insert(0, str(Path(__file__).parent))
 from runs import ENVIRONMENT, rows, write_run

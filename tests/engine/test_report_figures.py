@@ -9,8 +9,8 @@ from pathlib import Path
 import matplotlib.colors
 import numpy as np
 import pytest
-from msgdas.engine import report_figures as figures
-from msgdas.engine.history import History
+from msgdas.engine.report import figures
+from msgdas.engine.run.history import History
 
 sys.path.insert(0, str(Path(__file__).parent))
 from runs import rows

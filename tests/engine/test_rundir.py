@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgdas.engine.atomic import write_atomically
-from msgdas.engine.config import from_json
 from msgdas.engine.errors import ConfigError, RunFolderError
-from msgdas.engine.recipes import demo
-from msgdas.engine.rundir import MetricsWriter, RunFolder, default_path, keep_until, read_metrics
+from msgdas.engine.run.rundir import MetricsWriter, RunFolder, default_path, keep_until, read_metrics
+from msgdas.engine.settings.config import from_json
+from msgdas.engine.settings.recipes import demo
 
 
 def test_create_and_open(tmp_path):
@@ -57,8 +57,8 @@ def test_fault_14_refuses_what_is_not_its_own(tmp_path):
 HOLDER = """
     import sys, time
     from pathlib import Path
-    from msgdas.engine.config import from_json
-    from msgdas.engine.rundir import RunFolder
+    from msgdas.engine.settings.config import from_json
+    from msgdas.engine.run.rundir import RunFolder
     with RunFolder.open(Path(sys.argv[1]), from_json).lock():
         print("held", flush=True)
         time.sleep(60)

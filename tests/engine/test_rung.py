@@ -6,10 +6,10 @@ import itertools
 
 from hypothesis import given
 from hypothesis import strategies as st
-from msgdas.engine.checks import POLICIES
-from msgdas.engine.config import SearchConfig
-from msgdas.engine.recipes import demo
-from msgdas.engine.rung import Rung, fewest_images
+from msgdas.engine.learning.rung import Rung, fewest_images
+from msgdas.engine.settings.checks import POLICIES
+from msgdas.engine.settings.config import SearchConfig
+from msgdas.engine.settings.recipes import demo
 
 RUNGS = st.builds(
     Rung,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from msgdas.engine.space import SPACES
+from msgdas.engine.spaces.space import SPACES
 
 sys.path.insert(0, str(Path(__file__).parent))
 from networks import gradients, sampler_of, worst_error

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from msgdas.engine import schedule
-from msgdas.engine.assembly import build_learner
 from msgdas.engine.errors import ConfigError
-from msgdas.engine.recipes import demo
-from msgdas.engine.rung import Rung
+from msgdas.engine.learning.assembly import build_learner
+from msgdas.engine.learning.rung import Rung
+from msgdas.engine.settings import schedule
+from msgdas.engine.settings.recipes import demo
 
 SMALL = {"channels": 4, "layers": 3, "image": 16, "batch": 4}
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 from msgdas.engine.cli import main
-from msgdas.engine.derive import derive, probabilities
 from msgdas.engine.errors import ConfigError, GenotypeError, RunFolderError
-from msgdas.engine.genotype import Genotype, from_arch
-from msgdas.engine.show import show
-from msgdas.engine.space import DARTS
+from msgdas.engine.report.show import show
+from msgdas.engine.spaces.derive import derive, probabilities
+from msgdas.engine.spaces.genotype import Genotype, from_arch
+from msgdas.engine.spaces.space import DARTS
 
 sys.path.insert(0, str(Path(__file__).parent))
 from runs import small_demo, write_run

@@ -9,7 +9,7 @@ import sys
 import textwrap
 
 import pytest
-from msgdas.engine.signals import StopFlag
+from msgdas.engine.run.signals import StopFlag
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
@@ -25,7 +25,7 @@ def test_flag_is_set_and_handlers_come_back(signum):
 def test_fault_03_a_second_signal_acts_at_once():
     program = """
         import os, signal, time
-        from msgdas.engine.signals import StopFlag
+        from msgdas.engine.run.signals import StopFlag
         with StopFlag():
             os.kill(os.getpid(), signal.SIGTERM)
             print("still here", flush=True)

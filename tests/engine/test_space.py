@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from msgdas.engine.assembly import build_learner
-from msgdas.engine.config import build
 from msgdas.engine.errors import ConfigError
-from msgdas.engine.evaluate import derived
-from msgdas.engine.space import S1, SKIP, SPACES, space_named
-from msgdas.engine.steps import Moment
+from msgdas.engine.learning.assembly import build_learner
+from msgdas.engine.learning.steps import Moment
+from msgdas.engine.search.evaluate import derived
+from msgdas.engine.settings.config import build
+from msgdas.engine.spaces.space import S1, SKIP, SPACES, space_named
 
 SIZE = {"channels": 4, "layers": 3, "image": 8, "batch": 4, "alpha_lr": 0.5, "device": "cpu"}
 FEWER = [name for name, space in SPACES.items() if space.candidates and space.chain is None]

@@ -8,15 +8,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from msgdas.engine.batches import split_halves
 from msgdas.engine.cli import main
-from msgdas.engine.config import SearchConfig
-from msgdas.engine.data import load
 from msgdas.engine.errors import ConfigError, DataError
-from msgdas.engine.filelist import FileList, drawn_classes
-from msgdas.engine.images import FolderImages
-from msgdas.engine.planning import classes_of
-from msgdas.engine.recipes import imagenet_darts
+from msgdas.engine.images.batches import split_halves
+from msgdas.engine.images.data import load
+from msgdas.engine.images.filelist import FileList, drawn_classes
+from msgdas.engine.images.images import FolderImages
+from msgdas.engine.memory.planning import classes_of
+from msgdas.engine.settings.config import SearchConfig
+from msgdas.engine.settings.recipes import imagenet_darts
 from PIL import Image
 
 FLAGS = [

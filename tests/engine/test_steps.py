@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from msgdas.engine.errors import NumericsError
-from msgdas.engine.guidance import Guidance
-from msgdas.engine.steps import Learner, Moment
-from msgdas.engine.supernet import SuperNet
+from msgdas.engine.learning.guidance import Guidance
+from msgdas.engine.learning.steps import Learner, Moment
+from msgdas.engine.supernet.supernet import SuperNet
 
 sys.path.insert(0, str(Path(__file__).parent))
 from networks import sampler_of

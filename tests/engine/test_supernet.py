@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from msgdas.engine.paths import fixed_paths
-from msgdas.engine.space import DARTS, DARTS_OPERATIONS
-from msgdas.engine.supernet import SuperNet
+from msgdas.engine.spaces.space import DARTS, DARTS_OPERATIONS
+from msgdas.engine.supernet.paths import fixed_paths
+from msgdas.engine.supernet.supernet import SuperNet
 from msgdas.profiles.tracker import LiveBytes
 
 sys.path.insert(0, str(Path(__file__).parent))

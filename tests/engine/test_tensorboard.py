@@ -9,8 +9,8 @@ import warnings
 from pathlib import Path
 
 import pytest
-from msgdas.engine.recipes import demo
-from msgdas.engine.tensorboard import TensorBoardWriter, scalars
+from msgdas.engine.run.tensorboard import TensorBoardWriter, scalars
+from msgdas.engine.settings.recipes import demo
 
 sys.path.insert(0, str(Path(__file__).parent))
 from runs import rows
@@ -109,5 +109,5 @@ def test_fault_50_a_folder_that_takes_no_events(written, tmp_path, capsys):
 
 
 def test_import_takes_no_torch():
-    code = "import sys, msgdas.engine.tensorboard; sys.exit('torch' in sys.modules or 'tensorboard' in sys.modules)"
+    code = "import sys, msgdas.engine.run.tensorboard; sys.exit('torch' in sys.modules or 'tensorboard' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path("/")).returncode == 0

@@ -14,9 +14,12 @@ from typing import Any
 
 import pytest
 import torch
-from msgdas.engine import checkpoint, config, steps, student, train_config
 from msgdas.engine.cli import main
-from msgdas.engine.rundir import RunFolder, read_metrics
+from msgdas.engine.learning import steps
+from msgdas.engine.run import checkpoint
+from msgdas.engine.run.rundir import RunFolder, read_metrics
+from msgdas.engine.settings import config, train_config
+from msgdas.engine.training import student
 
 STEPS = 6
 BOTH: dict[str, Any] = {"channels": 4, "layers": 3, "epochs": 2, "checkpoint_every": 1, "keep": 9, "threads": 1}

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from msgdas.engine import checkpoint
 from msgdas.engine.cli import main
-from msgdas.engine.recipes import demo
+from msgdas.engine.run import checkpoint
+from msgdas.engine.settings.recipes import demo
 
 from .jobs import JOBS, Job, back_to, one_line
 
@@ -22,8 +22,8 @@ PLACES = ("torch.save", "json.dump", "os.replace 1", "os.replace 2", "shutil.rmt
 SAVER = """
     import os, shutil, signal, sys
     from pathlib import Path
-    from msgdas.engine import checkpoint
-    from msgdas.engine.recipes import demo
+    from msgdas.engine.run import checkpoint
+    from msgdas.engine.settings.recipes import demo
 
     def save(run, value):
         checkpoint.save(run, 10, {"value": value, "rest": "x" * 100_000}, demo(keep=1))
@@ -71,7 +71,7 @@ def test_fault_01_kill_9_while_a_checkpoint_is_replaced(killed, place):
 
 KILLED_IN_STEP_4 = """
 import os, signal
-from msgdas.engine import checkpoint
+from msgdas.engine.run import checkpoint
 real = os.fsync
 def fsync(descriptor):
     if ".tmp-0000000004" in os.readlink(f"/proc/self/fd/{descriptor}"):

@@ -8,10 +8,10 @@ from pathlib import Path
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgdas import kernels
-from msgdas.engine import config
 from msgdas.engine.cli import parser
 from msgdas.engine.commands.configuration import config_of
 from msgdas.engine.errors import ConfigError
+from msgdas.engine.settings import config
 
 NAMES = st.sampled_from([*config.KEYS.fields, "recipe", "kk", "a.b", "'x'", "[k]"])
 VALUES = st.sampled_from(

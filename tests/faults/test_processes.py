@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from msgdas.engine import searcher, trainer
 from msgdas.engine.cli import main
+from msgdas.engine.search import searcher
+from msgdas.engine.training import trainer
 
 from .jobs import JOBS, SEARCH, Job, flags, one_line, rows
 
@@ -76,7 +77,7 @@ def test_fault_02_a_signal_while_the_prediction_is_probed(runs, tmp_path, monkey
 
 def test_fault_02_a_signal_while_profiling_leaves_no_file(tmp_path):
     out = tmp_path / "out"
-    code = "import os, signal\nfrom msgdas.engine import profiling\n" + (
+    code = "import os, signal\nfrom msgdas.engine.memory import profiling\n" + (
         "profiling._written = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
     )
     process = JOBS["search"].process(["profile", "demo", *flags(SEARCH), "--out", str(out)], code)
@@ -87,7 +88,7 @@ def test_fault_02_a_signal_while_profiling_leaves_no_file(tmp_path):
 
 TWICE = """
 import os, signal
-from msgdas.engine import checkpoint
+from msgdas.engine.run import checkpoint
 real = checkpoint.torch.save
 def save(state, file):
     if ".tmp-0000000003" in file.name:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from msgdas.engine.config import SearchConfig
-from msgdas.engine.sampler import Sampler
-from msgdas.engine.space import SPACES
+from msgdas.engine.learning.sampler import Sampler
+from msgdas.engine.settings.config import SearchConfig
+from msgdas.engine.spaces.space import SPACES
 from msgdas.kernels import backend
 from msgdas.kernels.errors import KernelError
 from msgdas.kernels.reference import gumbel_topk as twin

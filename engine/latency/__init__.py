@@ -1,0 +1,1 @@
+"""Latencies of operations and networks, measured on this machine."""

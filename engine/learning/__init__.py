@@ -1,0 +1,1 @@
+"""Alpha, the draws, and one step on the weights and one on alpha."""

@@ -1,0 +1,1 @@
+"""What a step takes: predicted, planned, measured, and kept within a budget."""

@@ -1,0 +1,1 @@
+"""Pictures and pages about what is in run folders."""

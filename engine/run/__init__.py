@@ -1,0 +1,1 @@
+"""A run folder, its checkpoints, and the processes that share a run."""

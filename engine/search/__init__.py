@@ -1,0 +1,1 @@
+"""The search: epochs of steps, resumed bit for bit, and the cell that comes out."""
