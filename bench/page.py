@@ -30,7 +30,7 @@ from .figures import (
     step_ms,
 )
 from .nasbench import Table, yardsticks
-from .page_quality import ablations_text, asked_and_found, collapse_text, evaluated, quality_text
+from .page_quality import ablations_text, asked_and_found, collapse_text, evaluated, quality_text, where
 from .page_text import (
     ABLATIONS,
     COLLAPSE,
@@ -179,13 +179,13 @@ def figures(rows: Sequence[Row]) -> dict[str, Figure]:
     if peaks:
         found["bench-memory"] = against_k(peaks, peak_mib, "peak of a step, MiB per image", title(_size(peaks)))
     if times:
-        where = f"{title(_size(times))}\nbatch {_size(times)['batch']}, {times[0]['provenance']['machine']}"
-        found["bench-throughput"] = against_k(times, images_per_s, "images a second", where)
+        run = f"{title(_size(times))}\nbatch {_size(times)['batch']}, {times[0]['provenance']['machine']}"
+        found["bench-throughput"] = against_k(times, images_per_s, "images a second", run)
         if peaks:
-            found["bench-pareto"] = memory_and_time(peaks, times, where)
+            found["bench-pareto"] = memory_and_time(peaks, times, run)
     searches = evaluated(rows)
     if searches:
-        named = [{**one, "method": f"{one['method']}, {one['space']}"} for one in searches]
+        named = [{**one, "method": f"{one['method']}, {where(one)}"} for one in searches]
         found["bench-quality"] = quality_and_cost(named, f"NAS-Bench-201\n{searches[0]['provenance']['machine']}")
     collapse = _of(rows, "collapse")
     if collapse:

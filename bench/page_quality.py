@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from . import command
 from .collapse import table_text
-from .quality import EVALUATION_SEEDS, LEAST_GOOD, YARDSTICKS, paired_lines
+from .quality import DEVELOPMENT_SEEDS, LEAST_GOOD, YARDSTICKS, paired_lines
 from .results import Row
 from .statistics import summary
 
@@ -23,7 +23,7 @@ Budget = tuple[float, str]
 
 def evaluated(rows: Sequence[Row]) -> list[Row]:
     """Searches on seeds that no setting was chosen on."""
-    return [one for one in rows if one["kind"] == "quality" and one["seed"] in EVALUATION_SEEDS]
+    return [one for one in rows if one["kind"] == "quality" and one["seed"] not in DEVELOPMENT_SEEDS]
 
 
 def budget_of(one: Row) -> Budget:
@@ -31,26 +31,34 @@ def budget_of(one: Row) -> Budget:
     return (60.0 * minutes, f"{minutes:g} CPU minutes") if minutes else (float(passes), f"{passes:,} sample-passes")
 
 
+def where(one: Row) -> str:
+    """Space and size of the super-net, which all searches of a table share."""
+    size = one["settings"]
+    return f"{one['space']}, {size['layers']} cells, C={size['channels']}, {size['image']} px"
+
+
+def grouped(rows: Sequence[Row]) -> Iterator[tuple[str, str, list[Row]]]:
+    """(where, budget, rows) of each comparison, in order."""
+    for place, budget in sorted({(where(one), budget_of(one)) for one in rows}):
+        yield place, budget[1], [one for one in rows if (where(one), budget_of(one)) == (place, budget)]
+
+
 def quality_text(rows: Sequence[Row]) -> str:
     """Yardsticks, a table for each budget, paired tests; Markdown."""
     found = evaluated(rows)
     values = [one["values"] for one in rows if one["kind"] == "yardsticks"]
     lines = [*_yardsticks(values[-1])] if values else []
-    for space, budget in sorted({(one["space"], budget_of(one)) for one in found}):
-        own = [one for one in found if (one["space"], budget_of(one)) == (space, budget)]
-        lines += _of_budget(f"{space}, {budget[1]}", own)
+    for place, budget, own in grouped(found):
+        lines += _of_budget(f"{place}, {budget}", own)
     return "\n".join((*lines, made_by(found)))
 
 
 def asked_and_found(rows: Sequence[Row]) -> Iterator[str]:
-    """A line of the page's first table for each space and budget that ours was evaluated with."""
-    found = [one for one in evaluated(rows) if one["method"] == OURS]
-    for space, budget in sorted({(one["space"], budget_of(one)) for one in found}):
-        own = [one["accuracy"] for one in found if (one["space"], budget_of(one)) == (space, budget)]
-        accuracy = summary(own)
-        seeds = f"{len(own)} of {len(EVALUATION_SEEDS)} seeds"
+    """A line of the page's first table for each space, size and budget that ours was evaluated with."""
+    for place, budget, own in grouped([one for one in evaluated(rows) if one["method"] == OURS]):
+        accuracy = summary([one["accuracy"] for one in own])
         yield (
-            f"| {OURS} on NAS-Bench-201, {space}, {budget[1]}, {seeds} | no seed below {LEAST_GOOD}, mean above "
+            f"| {OURS} on NAS-Bench-201, {place}, {budget}, {len(own)} seeds | no seed below {LEAST_GOOD}, mean above "
             f"{ALL_3X3} | least {accuracy.low:.2f}, mean {accuracy.mean:.2f} |"
         )
 
@@ -64,9 +72,8 @@ def _yardsticks(values: Mapping[str, float]) -> Iterator[str]:
 def ablations_text(rows: Sequence[Row]) -> str:
     """A table for each space and budget, and the base's paired tests with each other value; Markdown."""
     lines: list[str] = []
-    for space, budget in sorted({(one["space"], budget_of(one)) for one in rows}):
-        own = [one for one in rows if (one["space"], budget_of(one)) == (space, budget)]
-        lines += _of_budget(f"{space}, {budget[1]}", own, against="base")
+    for place, budget, own in grouped(rows):
+        lines += _of_budget(f"{place}, {budget}", own, against="base")
     return "\n".join((*lines, made_by(rows)))
 
 

@@ -136,6 +136,8 @@ def parser(name: str, doc: str) -> argparse.ArgumentParser:
     made.add_argument("--table", type=Path, required=True, metavar="FILE", help="all cells: see `chance --help`")
     made.add_argument("--data", required=True, help="CIFAR-10 as a search names it: cifar10 or jpeg-npz:FILE")
     made.add_argument("--space", default="nasbench201", choices=("nasbench201", "nasbench201-conv-skip"))
+    size = Settings()
+    command.add_sizes(made, layers=size.layers, channels=size.channels, image=size.image, batch=size.batch)
     made.add_argument("--seeds", type=int, nargs="+", default=list(EVALUATION_SEEDS))
     made.add_argument("--budget-minutes", type=float, nargs="*", default=[], metavar="M", help="CPU minutes (2)")
     made.add_argument("--budget-passes", type=int, nargs="*", default=[], metavar="N", help="images times networks")
@@ -160,12 +162,15 @@ def report(
     arguments: argparse.Namespace, variants: Sequence[Variant], against: str, words: str, kind: str = "quality"
 ) -> int:
     """Run or read the searches of a kind, then print them; `words` ask for the variants on the command line."""
-    settings = Settings(space=arguments.space, least_epochs=arguments.least_epochs)
+    settings = Settings(
+        space=arguments.space, layers=arguments.layers, channels=arguments.channels, image=arguments.image,
+        batch=arguments.batch, least_epochs=arguments.least_epochs,
+    )  # fmt: skip
     table = Table.read(arguments.table)
     if arguments.only_report:
         rows = rows_of(arguments.out, kind)
-        asked = settings.space, settings.least_epochs
-        rows = [row for row in rows if (row["settings"]["space"], row["settings"]["least_epochs"]) == asked]
+        asked = json.loads(json.dumps(asdict(settings)))
+        rows = [row for row in rows if row["settings"] == asked]
         rows = [row for row in rows if row["seed"] in arguments.seeds]
     else:
         bench = Bench(settings, arguments.data, table, arguments.runs, f"{command.PROGRAM} {words}", kind)

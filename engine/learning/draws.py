@@ -36,12 +36,14 @@ class Rule:
         mode: `union` or `subgraphs`.
         others: whether ranks below the first follow the scores or are uniform over what is left.
         forward: whether a union sums all of its operations or one of them, drawn.
+        with_none: whether `none` is drawn where it is a candidate.
     """
 
     k: int
     mode: str
     others: str
     forward: str
+    with_none: bool = True
 
 
 def rule_of(config: SearchConfig, part: Part, k: int) -> Rule:
@@ -49,7 +51,7 @@ def rule_of(config: SearchConfig, part: Part, k: int) -> Rule:
     if part == "alpha":
         return Rule(k, config.mode, "ranked", config.forward)
     mode = config.mode if config.mode_weights == "same" else config.mode_weights
-    return Rule(min(k, config.k_weights or k), mode, config.others_weights, "mixed")
+    return Rule(min(k, config.k_weights or k), mode, config.others_weights, "mixed", config.none_weights)
 
 
 def uniform(seed: int, clock: Tensor, stream: int, shape: tuple[int, int], at: int = 0) -> Tensor:

@@ -72,6 +72,12 @@ class Sampler(nn.Module):
         alive_EO = self.get_buffer(f"alive_{kind}")
         return alive_EO
 
+    def _without_none(self, alive_EO: Tensor) -> Tensor:
+        """The candidates but `none`, bool [E, O]."""
+        alive_EO = alive_EO.clone()
+        alive_EO[:, self.space.operations.index(ZERO)] = False
+        return alive_EO
+
     @property
     def everything_alive(self) -> bool:
         """Whether every operation is a candidate on every edge."""
@@ -164,7 +170,7 @@ class Sampler(nn.Module):
         config = self.config
         plain_draw = rule.others == "ranked" and rule.forward == "mixed" and not config.edges_per_node
         plain_gates = config.gate in ("sampled", "score") and config.relaxation in KERNEL_RELAXATIONS
-        plain = plain_draw and plain_gates and self.everything_alive
+        plain = plain_draw and plain_gates and self.everything_alive and rule.with_none
         return self.impl == "triton" and plain and config.noise != "dirichlet"
 
     def _draw_in_one_launch(
@@ -187,12 +193,15 @@ class Sampler(nn.Module):
     def _draw_in_steps(
         self, spec: CellSpec, rule: Rule, clock: Tensor, stream: int, tau: float | Tensor
     ) -> tuple[list[CellPaths], Tensor]:
-        config, logits_EO = self.config, self.logits(spec.kind)
-        scores_EO = self._scores(spec.kind, logits_EO, clock, stream)
+        config, logits_EO, alive_EO = self.config, self.logits(spec.kind), self.alive(spec.kind)
+        if not rule.with_none:
+            alive_EO = self._without_none(alive_EO)
+            logits_EO = logits_EO.masked_fill(~alive_EO, -torch.inf)
+        scores_EO = self._scores(spec.kind, logits_EO, alive_EO, clock, stream)
         indices_EK = gumbel_topk.top_k(scores_EO.detach(), rule.k)
         if rule.others == "uniform":
             uniform_EO = self._uniform(tuple(logits_EO.shape), clock, stream, draws.OTHERS_AT)
-            indices_EK = draws.uniform_others(indices_EK, self.alive(spec.kind), uniform_EO)
+            indices_EK = draws.uniform_others(indices_EK, alive_EO, uniform_EO)
         if config.edges_per_node:
             uniform_E = self._uniform((len(spec.edges), 1), clock, stream, draws.EDGES_AT)[:, 0]
             kept_E = draws.kept_edges(spec, uniform_E, config.edges_per_node)
@@ -209,15 +218,15 @@ class Sampler(nn.Module):
             values_EK = gates.mixed_values(config, logits_EO, scores_EO, indices_EK, tau)
         return [gates.union(config, soft_KEO, values_EK, indices_EK)], indices_EK
 
-    def _scores(self, kind: str, logits_EO: Tensor, clock: Tensor, stream: int) -> Tensor:
+    def _scores(self, kind: str, logits_EO: Tensor, alive_EO: Tensor, clock: Tensor, stream: int) -> Tensor:
         """What the ranks are in the order of [E, O]: log softmax(alpha), perturbed as `noise` says.
 
-        `dirichlet`: the log of a sample of Dirichlet(elu(alpha) + 1), of which dropped operations are left out.
+        `dirichlet`: the log of a sample of Dirichlet(elu(alpha) + 1), of which what is not alive is left out.
         """
         if self.config.noise == "dirichlet":
             start = draws.first_counter(clock, stream, draws.DIRICHLET_AT, logits_EO.numel() * dirichlet.NUMBERS)
             log_EO = dirichlet.log_dirichlet(draws.concentration(self.alpha[kind]), self.config.seed, start)
-            return log_EO if logits_EO is self.alpha[kind] else log_EO.masked_fill(~self.alive(kind), -torch.inf)
+            return log_EO if logits_EO is self.alpha[kind] else log_EO.masked_fill(~alive_EO, -torch.inf)
         scores_EO = _log_softmax(logits_EO)
         if self.config.noise == "off":
             return scores_EO

@@ -114,6 +114,9 @@ class SearchConfig:
         0, "incoming edges of a node that a draw keeps, uniform (random search: 2), 0 for all", flag=False
     )
     with_none: bool = key(True, "whether none is a candidate (FairDARTS, DrNAS: not)", flag=False)
+    none_weights: bool = key(
+        True, "whether steps on the weights draw none, which has no weights to learn (ours)", flag=False
+    )
     keep_ops: str = key(
         "",
         "operations an edge keeps after each share of the epochs, as 5,3 (P-DARTS); empty: all",

@@ -51,6 +51,7 @@ def quality_rows(methods=("msg", "darts"), minutes=(2.0, 8.0)):
                     "accuracy": 90 + 4 * chance.random() if seed else 10.0, "regret": 1.0, "tau": 0.5,
                     "tau_of_parameters": 0.57, "cpu_s": 60 * budget * (1 + 0.1 * chance.random()),
                     "sample_passes": 1000, "space": "nasbench201", "provenance": FACTS,
+                    "settings": {"layers": 3, "channels": 16, "image": 8},
                 }  # fmt: skip
 
 
@@ -93,9 +94,18 @@ def test_a_page_of_rows():
     assert "(bench-" not in page(rows, ()) and "*Green" in text and "*Green" not in page(rows, ())
     assert "Nothing is recorded yet: `python -m msgdas.bench kernels --parts cpu" in text
     assert "lazy gradients" not in text and len(SHARES) > 4
-    assert "**nasbench201, 2 CPU minutes a search**" in text and f"| msg | {len(EVALUATION_SEEDS)} | 9" in text
+    assert "**nasbench201, 3 cells, C=16, 8 px, 2 CPU minutes a search**" in text
+    assert f"| msg | {len(EVALUATION_SEEDS)} | 9" in text
     assert "- msg - darts: " in text
-    assert "nasbench201, 8 CPU minutes, 8 of 8 seeds | no seed below 91.0, mean above 93.76 | least 9" in text
+    assert "C=16, 8 px, 8 CPU minutes, 8 seeds | no seed below 91.0, mean above 93.76 | least 9" in text
+
+
+def test_searches_of_another_size_have_a_table_of_their_own():
+    larger = [{**one, "settings": {**one["settings"], "layers": 9}} for one in quality_rows(minutes=(2.0,))]
+    text = page([*memory_rows(), *quality_rows(minutes=(2.0,)), *larger], ())
+    for layers in (3, 9):
+        assert f"**nasbench201, {layers} cells, C=16, 8 px, 2 CPU minutes a search**" in text
+    assert text.count(f"| msg | {len(EVALUATION_SEEDS)} |") == 2
 
 
 def test_ratios_are_of_one_run():

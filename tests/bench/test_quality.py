@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -158,14 +159,15 @@ def test_a_report_is_of_the_searches_that_were_asked_for(shared_data, images, tm
         "regret": 1.0, "tau": 0.3, "tau_of_parameters": 0.6, "cpu_s": 120.0,
     }  # fmt: skip
     rows = [
-        {**row, "settings": {"space": "nasbench201", "least_epochs": epochs}, "accuracy": accuracy}
-        for epochs, accuracy in ((12, 92.5), (100, 91.5))
+        {**row, "settings": asdict(Settings(least_epochs=epochs, layers=layers)), "accuracy": accuracy}
+        for epochs, layers, accuracy in ((12, 3, 92.5), (100, 3, 91.5), (12, 9, 90.5))
     ]
     out = tmp_path / "rows.jsonl"
     out.write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["--table", str(shared_data / "nasbench201_cifar10.csv.gz"), "--data", images, "--seeds", "0"]
     words += ["--only-report", "--json", "--out", str(out)]
-    assert quality.main(words) == 0 and '"accuracy": 92.5' in capsys.readouterr().out
-    assert quality.main([*words, "--least-epochs", "100"]) == 0
-    printed = capsys.readouterr().out
-    assert '"accuracy": 91.5' in printed and "92.5" not in printed
+    asked = (((12, 3), "92.5"), ((100, 3), "91.5"), ((12, 9), "90.5"))
+    for (epochs, layers), accuracy in asked:
+        assert quality.main([*words, "--least-epochs", str(epochs), "--layers", str(layers)]) == 0
+        printed = capsys.readouterr().out
+        assert f'"accuracy": {accuracy}' in printed and printed.count('"accuracy"') == 1

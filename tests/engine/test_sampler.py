@@ -55,6 +55,21 @@ def test_rank_assignment_follows_gdas_and_shuffle_is_exchangeable():
     assert (counts / counts.sum() - 1 / 3).abs().max() < 0.03
 
 
+@pytest.mark.parametrize("overrides", [{}, {"noise": "dirichlet"}, {"others_weights": "uniform"}, {"mode": "union"}])
+def test_steps_on_the_weights_can_leave_none_out(overrides):
+    """Those on alpha still draw it."""
+    sampler = sampler_of(k=2, none_weights=False, **{"mode": "subgraphs", **overrides})
+    none = SPACES["darts"].operations.index("none")
+    drawn = {"weight": 0, "alpha": 0}
+    for step in range(20):
+        for part in drawn:
+            indices = sampler.draw(step, 1.0, grad=False, part=part).indices
+            drawn[part] += sum(int((indices[kind] == none).sum()) for kind in KINDS)
+            assert all(torch.isfinite(path.gates_EO).all() for path in sampler.draw(step, 1.0, grad=False, part=part)
+                       .networks[0].values())  # fmt: skip
+    assert drawn["weight"] == 0 and drawn["alpha"] > 50
+
+
 def test_inclusion_follows_alpha():
     sampler = sampler_of(k=1)
     with torch.no_grad():
