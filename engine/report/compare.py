@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RunFolderError
+from ..run.history import LARGEST
 from .compare_page import comparison_page
-from .comparison import ACCURACIES, HEAD, LARGEST, MEASURES, NOTES, Comparison, Run, Spread, comparison, table_rows
+from .comparison import ACCURACIES, HEAD, MEASURES, NOTES, Comparison, Run, Spread, comparison, table_rows
 from .page import save_page
 from .subject import TrainRun
 

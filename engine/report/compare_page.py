@@ -12,7 +12,7 @@ from ..spaces.genotype import Genotype
 from .comparison import ACCURACIES, HEAD, MEASURES, NOTES, Comparison, Run, group_name, spread_text, table_rows
 from .draw import draw_cells
 from .overlay import Mark, judged_charts
-from .page import Section, Tile, figure_html, page_html, table_html
+from .page import Section, Tile, charts_html, figure_html, page_html, table_html
 from .parts import kinds_text, size_text
 from .subject import TrainRun
 from .text import escaped, nothing
@@ -33,7 +33,7 @@ def comparison_page(made: Comparison) -> str:
     badge = f"unfinished: {len(waiting)} of {len(made.named)} runs" if waiting else ""
     version = next((run.environment["msgdas"] for _, run in made.named if run.environment.get("msgdas")), "")
     footer = f"Written by msgdas {version} from the files of the run folders."
-    return page_html(f"{len(made.named)} runs side by side", badge, _tiles(made), sections, footer)
+    return page_html(f"{len(made.named)} runs side by side", badge, _tiles(made), sections, footer, wide=True)
 
 
 def _tiles(made: Comparison) -> list[Tile]:
@@ -85,12 +85,12 @@ def _cells(made: Comparison) -> str:
         figure_html(
             draw_cells(genotype), f"cells-{number}", f"Cells {number + 1}",
             f"<b>{escaped(', '.join(name for name, _ in members))}.</b> "
-            f"Skip-connects: {escaped(kinds_text(members[0][1].skips))}.", wide=True,
+            f"Skip-connects: {escaped(kinds_text(members[0][1].skips))}.",
         )
         for number, (genotype, members) in enumerate(shown[:MAX_CELLS])
     ]  # fmt: skip
     more = nothing(f"{len(shown) - MAX_CELLS} more are not drawn.") if len(shown) > MAX_CELLS else ""
-    return f'<div class="charts">{"".join(pictures)}</div>{more}' if pictures else nothing("No run has a cell yet.")
+    return charts_html(*pictures, size="large") + more if pictures else nothing("No run has a cell yet.")
 
 
 def _costs(made: Comparison) -> str:

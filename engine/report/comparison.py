@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..run.history import LARGEST
 from .subject import SearchRun, TrainRun, read_run
 from .text import duration
 
 MIB = 1 << 20
-# No accuracy, byte count or time is as large: a file that says so is damaged.
-LARGEST = 1e18
 MAX_NAMES = 4
 
 Run = SearchRun | TrainRun

@@ -9,6 +9,7 @@ import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -27,7 +28,9 @@ Section = tuple[str, str, str]
 Tile = tuple[str, str, str]
 
 
-def page_html(title: str, badge: str, tiles: Sequence[Tile], sections: Sequence[Section], footer: str) -> str:
+def page_html(
+    title: str, badge: str, tiles: Sequence[Tile], sections: Sequence[Section], footer: str, *, wide: bool = False
+) -> str:  # fmt: skip
     """A whole page.
 
     Args:
@@ -35,6 +38,7 @@ def page_html(title: str, badge: str, tiles: Sequence[Tile], sections: Sequence[
         badge: plain text beside the title, "" for none.
         tiles: plain text, what came out.
         sections: headings are plain text, their content is HTML.
+        wide: whether it may fill a large screen.
     """
     links = "".join(f'<a href="#{name}">{escaped(heading)}</a>' for name, heading, _ in sections)
     body = "".join(
@@ -45,7 +49,7 @@ def page_html(title: str, badge: str, tiles: Sequence[Tile], sections: Sequence[
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escaped(title)}</title><style>{STYLESHEET.read_text(encoding='utf-8')}</style></head>"
-        f'<body><div class="page"><header><h1>{escaped(title)}{mark}</h1>'
+        f'<body><div class="page{" wide" if wide else ""}"><header><h1>{escaped(title)}{mark}</h1>'
         f'<p class="faint">{escaped(RECONSTRUCTION)}</p>{_tiles(tiles)}<nav>{links}</nav></header>'
         f"<main>{body}</main><footer>{escaped(footer)}</footer></div></body></html>\n"
     )
@@ -77,9 +81,9 @@ def figure_html(figure: Figure, name: str, label: str, caption: str, *, wide: bo
     return f"<figure>{box}{f'<figcaption>{caption}</figcaption>' if caption else ''}</figure>"
 
 
-def charts_html(*charts: str, small: bool = False) -> str:
+def charts_html(*charts: str, size: Literal["", "small", "large"] = "") -> str:
     """Figures side by side where there is room."""
-    return f'<div class="charts{" small" if small else ""}">{"".join(charts)}</div>' if charts else ""
+    return f'<div class="{f"charts {size}".strip()}">{"".join(charts)}</div>' if charts else ""
 
 
 def table_html(
@@ -96,7 +100,7 @@ def table_html(
     if not rows:
         return ""
     right = range(texts, len(head)) if numbers is None else numbers
-    looks = [' class="number"' if column in right else "" for column in range(len(head))]
+    looks = [' class="number"' if column in right else ' class="word"' for column in range(len(head))]
     cells = "".join(f'<th scope="col"{look}>{escaped(name)}</th>' for name, look in zip(head, looks, strict=True))
     lines = []
     for number, row in enumerate(rows):

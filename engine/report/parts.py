@@ -38,7 +38,8 @@ def curves_html(history: Course, chance: float, judged: str) -> str:
     """Loss and accuracy over steps; `judged` says what the points of the epochs are of."""
     if not len(history.step):
         return nothing("No step yet.")
-    caption = "Lines are means over neighbouring steps, bands their range; gray is the warm-up."
+    warmup = "; gray is the warm-up" if history.config.warmup else ""
+    caption = f"Lines are means over neighbouring steps, bands their range{warmup}."
     return charts_html(
         figure_html(figures.loss_figure(history), "loss", "Loss over steps", f"<b>Loss.</b> {caption}"),
         figure_html(
@@ -53,7 +54,7 @@ def schedules_html(history: Course, names: Sequence[tuple[str, str]]) -> str:
         return nothing("No step yet.")
     return charts_html(
         *(figure_html(figures.schedule_figure(history, name, label), name, label, "") for name, label in names),
-        small=True,
+        size="small",
     )
 
 

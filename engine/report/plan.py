@@ -18,7 +18,7 @@ from .subject import read_object
 from .text import escaped, nothing, number_text, percent, quantity
 
 CHOICES = ("k", "batch", "policy", "mode", "dtype")
-MAX_ROWS = 400
+MAX_ENTRIES = 400
 
 
 def plan_html(run_path: Path) -> str:
@@ -40,22 +40,23 @@ def plan_html(run_path: Path) -> str:
         (name, number_text(number_or_nan(size) / MIB, 2)) for name, size in _object(chosen.get("split_bytes")).items()
     ]
     split = folded("Predicted peak by category", table_html(("category", "MiB"), parts))
-    return lead + (f"<ul>{why}</ul>" if why else "") + split + _alternatives(made) + _probe(run_path)
+    return lead + (f"<ul>{why}</ul>" if why else "") + split + _variation(made) + _probe(run_path)
 
 
-def _alternatives(made: Mapping[str, Any]) -> str:
-    """The settings that were weighed, as a folded table."""
-    rows = [
-        (
-            *(_plain(row.get(key)) for key in ("method", "mode", "k", "policy", "batch")),
-            number_text(_mib(row, "needed_bytes"), 1), _plain(row.get("largest_batch")),
-            number_text(number_or_nan(row.get("samples_per_s")), 0),
-        )
-        for row in map(_object, _list(made.get("rows")))
-        if row
-    ]  # fmt: skip
-    head = ("method", "mode", "K", "policy", "batch", "needed, MiB", "largest batch", "images/s")
-    return folded("All that was weighed", table_html(head, rows, texts=2))
+def _variation(made: Mapping[str, Any]) -> str:
+    """How the predicted peak differs from stage to stage of a K schedule, and from sample to sample."""
+    lines = []
+    stages = [
+        (_plain(stage.get("k")), _mib(stage, "needed_bytes")) for stage in map(_object, _list(made.get("stages")))
+    ]
+    if len(stages) > 1:
+        peaks = ", ".join(f"{quantity(size, 'MiB')} with {k}" for k, size in stages)
+        lines.append(f"K schedule: {peaks}.")
+    spread = [number_or_nan(size) / MIB for size in _list(made.get("spread_bytes"))]
+    if spread:
+        low, high = quantity(min(spread), "MiB"), quantity(max(spread), "MiB")
+        lines.append(f"{len(spread)} samples from the first alpha take {low} to {high}; planned is the dearest.")
+    return f"<p>{escaped(' '.join(lines))}</p>" if lines else ""
 
 
 def _probe(run_path: Path) -> str:
@@ -90,7 +91,7 @@ def _object(value: object) -> Mapping[str, Any]:
 
 
 def _list(value: object) -> Sequence[Any]:
-    return value[:MAX_ROWS] if isinstance(value, list) else ()
+    return value[:MAX_ENTRIES] if isinstance(value, list) else ()
 
 
 def _mib(values: Mapping[str, Any], name: str) -> float:

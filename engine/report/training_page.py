@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -28,13 +29,13 @@ from .text import config_table, duration, environment_table, escaped, percent, q
 def training_page(run: TrainRun) -> str:
     """The page's HTML."""
     config = run.config
-    head = " The auxiliary head is left out after training." if config.auxiliary else ""
+    cost = run.cost if config.auxiliary else dataclasses.replace(run.cost, params_with_aux=None)
     sections = [
         ("cells", "Cell", _cells(run)),
         ("curves", "Loss and accuracy", curves_html(run.history, run.chance, _judged(run))),
         ("schedules", "Schedules", _schedules(run)),
         ("memory", "Memory", memory_html(run.path, run.history)),
-        ("cost", "Cost of the network", cost_html(run.size, run.cost, f"The network that was trained.{head}")),
+        ("cost", "Cost of the network", cost_html(run.size, cost, "The network that was trained.")),
         ("genotype", "Genotype", blocks_html([("JSON", json.dumps(run.genotype.to_json_dict()))])),
         ("epochs", "Epochs and events", _epochs(run)),
         ("config", "Configuration", config_table(config)),

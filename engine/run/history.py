@@ -21,6 +21,8 @@ from ..spaces.space import SearchSpace, space_named
 
 Floats = NDArray[np.float64]
 
+# No loss, byte count or time is as large: a file that says so is damaged, and no chart could show it.
+LARGEST = 1e18
 STEP_VALUES = ("epoch", "loss", "accuracy", "grad_norm", "lr", "drop_rate")
 SEARCH_VALUES = ("distill", "alpha_loss", "alpha_grad_norm", "tau")
 STEP_TIMES = ("step_s", "samples_per_s", "rss_bytes")
@@ -184,13 +186,10 @@ class TrainHistory(Course):
 
 
 def number_or_nan(value: object) -> float:
-    """A JSON number as float, NaN for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    """A JSON number as float, NaN for anything else and for what is too large to be measured."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST:
         return math.nan
-    try:
-        return float(value)
-    except OverflowError:
-        return math.nan
+    return float(value)
 
 
 def _common(
@@ -228,9 +227,7 @@ def _times(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _column(values: Any) -> Floats:
-    column = np.array([number_or_nan(value) for value in values], dtype=np.float64)
-    column[np.isinf(column)] = math.nan
-    return column
+    return np.array([number_or_nan(value) for value in values], dtype=np.float64)
 
 
 def _peaks(rows: Sequence[Mapping[str, Any]], phases: tuple[str, ...]) -> dict[str, Peaks]:
