@@ -181,7 +181,7 @@ def _differing(named: Sequence[tuple[str, Run]]) -> dict[str, dict[str, dict[str
 def run_row(name: str, run: Run) -> tuple[str, ...]:
     """A run's line of the table: name, what it is, and each measure."""
     shown = (_shown(measure, measure.of(run)) for measure in MEASURES)
-    return name, run.unfinished or run.config.command, *shown
+    return name, ", ".join(filter(None, (run.config.command, run.unfinished))), *shown
 
 
 def group_row(group: Group) -> tuple[str, ...]:

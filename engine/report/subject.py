@@ -64,12 +64,6 @@ class Subject:
         return 1 / self.classes if self.classes else math.nan
 
     @property
-    def accuracy(self) -> float:
-        """Of the last epoch, 0 to 1; NaN where there is none."""
-        last = self.history.epochs[-1].val_accuracy if self.history.epochs else math.nan
-        return last if 0 <= last <= 1 else math.nan
-
-    @property
     def skips(self) -> Mapping[str, int]:
         """Skip-connects per kind of cell; {} without a genotype."""
         return {} if self.genotype is None else skip_count(self.genotype)
@@ -98,6 +92,13 @@ class SearchRun(Subject):
     trouble: str
 
     @property
+    def accuracy(self) -> float:
+        """Validation accuracy of the genotype by the super-net's weights, 0 to 1; NaN where not known."""
+        if self.is_answer and self.config.choose == "supernet":
+            return _share(self.history.chosen_accuracy)
+        return _share(self.last.val_accuracy if self.last else math.nan)
+
+    @property
     def finished(self) -> bool:
         return self.is_answer and self.history.finished
 
@@ -115,6 +116,11 @@ class TrainRun(Subject):
     genotype: Genotype
 
     @property
+    def accuracy(self) -> float:
+        """Of the test images after the last epoch, 0 to 1; NaN where there is none."""
+        return _share(self.last.val_accuracy if self.last else math.nan)
+
+    @property
     def last(self) -> TrainEpoch | None:
         return self.history.epochs[-1] if self.history.epochs else None
 
@@ -128,6 +134,10 @@ class TrainRun(Subject):
     def cost(self) -> Cost:
         """Of the network that it trains."""
         return count(self.genotype, **asdict(self.size))
+
+
+def _share(value: float) -> float:
+    return value if 0 <= value <= 1 else math.nan
 
 
 def read_run(path: Path) -> SearchRun | TrainRun:

@@ -21,6 +21,8 @@ from ..spaces.space import SearchSpace, space_named
 
 Floats = NDArray[np.float64]
 
+# The event that tells of the cell that random search chose at its end.
+CHOSEN = "chosen by the super-net"
 # No loss, byte count or time is as large: a file that says so is damaged, and no chart could show it.
 LARGEST = 1e18
 STEP_VALUES = ("epoch", "loss", "accuracy", "grad_norm", "lr", "drop_rate")
@@ -160,6 +162,12 @@ class History(Course):
             config=config, space=space, epochs=tuple(_epoch(space, number, row) for number, row in epochs.items()),
             **_common(rows, (*STEP_VALUES, *SEARCH_VALUES), ("weight", "alpha")),
         )  # fmt: skip
+
+    @property
+    def chosen_accuracy(self) -> float:
+        """Validation accuracy of the cell that random search chose at its end; NaN where no event tells it."""
+        told = [event.get("val_accuracy") for event in self.events if event.get("what") == CHOSEN]
+        return number_or_nan(told[-1]) if told else math.nan
 
 
 @dataclass(frozen=True, slots=True)

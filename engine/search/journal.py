@@ -128,9 +128,9 @@ class Journal:
         if row["kind"] in show:
             show[row["kind"]](row)
 
-    def event(self, step: int, what: str, detail: str) -> None:
+    def event(self, step: int, what: str, detail: str, **facts: float) -> None:
         """A row of kind `event`."""
-        self.row({"kind": "event", "step": step, "what": what, "detail": detail})
+        self.row({"kind": "event", "step": step, "what": what, "detail": detail, **facts})
 
     def note(self, text: str) -> None:
         """Show one line that stays."""

@@ -28,6 +28,7 @@ from ..report.figures import SKIP_ALARM
 from ..run import checkpoint, rundir
 from ..run.dist import Ranks, digest, ranks_here, share_of
 from ..run.environment import environment
+from ..run.history import CHOSEN
 from ..run.result import SearchResult
 from ..run.rundir import RunFolder
 from ..run.signals import StopFlag
@@ -348,6 +349,8 @@ class _Run:
         if found is None:
             self._interrupt()
         genotype, self.val_accuracy = found
+        detail = f"validation accuracy {self.val_accuracy:.1%}, of {len(cells)} random cells"
+        self.journal.event(self.step, CHOSEN, detail, val_accuracy=self.val_accuracy)
         return genotype
 
     def _state(self) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from msgdas.engine.report.overlay import MAX_LABEL_LENGTH, Mark, overlay_figure
 from msgdas.engine.report.report import page
 from msgdas.engine.report.subject import TrainRun, read_run, trainings_in
 from msgdas.engine.report.text import train_command
+from msgdas.engine.run.history import CHOSEN
 from msgdas.engine.run.rundir import METRICS, RunFolder
 from msgdas.engine.settings.train_config import KEYS, RECIPES, TrainConfig, from_json, recipe_named, recipe_values
 from msgdas.engine.spaces.counting import count
@@ -163,6 +164,18 @@ def test_damaged_rows_never_raise(tmp_path: Path, runs: list[Path]) -> None:
     found = json.loads(compare(runs, out=tmp_path / "page.html", as_json=True))
     assert found["runs"][2]["accuracy"] is None and found["runs"][2]["peak_bytes"] == 5 << 20
     assert found["groups"][1]["accuracy"]["n"] == 0 and found["runs"][4]["accuracy"] == pytest.approx(0.6)
+
+
+def test_random_searchs_accuracy_is_that_of_the_chosen_cell(tmp_path: Path) -> None:
+    """Its epochs judge other cells, drawn to see the course."""
+    path = write_run(tmp_path / "run", small_demo(method="random", epochs=1, warmup=0))
+    run = read_run(path)
+    assert run.finished and math.isnan(run.accuracy)
+    with open(path / METRICS, "a") as file:
+        file.write(json.dumps({"kind": "event", "step": 16, "what": CHOSEN, "detail": "", "val_accuracy": 0.25}) + "\n")
+    assert read_run(path).accuracy == 0.25
+    (path / "genotype.json").unlink()
+    assert read_run(path).accuracy == read_run(path).history.epochs[-1].val_accuracy
 
 
 def test_spread_leaves_out_what_nobody_measured() -> None:
