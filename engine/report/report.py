@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import EngineError
-from ..run.rundir import CONFIG
+from ..run.rundir import CONFIG, is_training
 from .page import save_page
 from .search_page import search_page
-from .subject import SearchRun, is_training, read_run
+from .subject import SearchRun, read_run
 from .training_page import training_page
 
 REPORT = "report.html"

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import EngineError, GenotypeError, RunFolderError
+from ..errors import EngineError, GenotypeError
 from ..run.history import Course, Epoch, History, TrainEpoch, TrainHistory
-from ..run.rundir import CONFIG, ENVIRONMENT, GENOTYPE, RunFolder
+from ..run.rundir import CONFIG, ENVIRONMENT, GENOTYPE, RunFolder, is_training
 from ..settings import config as search_config
 from ..settings import train_config
 from ..settings.config import SearchConfig
@@ -147,36 +147,6 @@ def read_run(path: Path) -> SearchRun | TrainRun:
         EngineError: RunFolderError, ConfigError or GenotypeError, where it is no run folder of this version.
     """
     return _read_training(path) if is_training(path) else _read_search(path)
-
-
-def is_training(path: Path) -> bool:
-    """Whether a run folder is of a training rather than of a search.
-
-    Raises:
-        RunFolderError: there is no configuration, or none that can be read.
-    """
-    try:
-        with open(path / CONFIG, "rb") as file:
-            values = json.loads(file.read(MAX_JSON_BYTES))
-    except OSError as error:
-        raise RunFolderError(
-            f"{path} is no run folder", got=f"{CONFIG}: {error.strerror}",
-            allowed="a folder that a search or a training wrote", next="msgdas search demo",
-        ) from None  # fmt: skip
-    except (ValueError, RecursionError) as error:
-        raise _damaged(path, error) from None
-    if not isinstance(values, dict):
-        raise _damaged(path, f"a {type(values).__name__}")
-    return "genotype" in values
-
-
-def _damaged(path: Path, got: object) -> RunFolderError:
-    return RunFolderError(
-        f"{path / CONFIG} is damaged",
-        got=str(got),
-        allowed="the JSON that was written there",
-        next="another run folder",
-    )
 
 
 def _read_search(path: Path) -> SearchRun:

@@ -108,6 +108,7 @@ def test_compare_puts_runs_side_by_side(runs: Path, tmp_path: Path, capsys: pyte
         (["report", "{run}", "--out", "{nowhere}/page.html"], 4, "cannot write the page"),
         (["report", "{damaged}"], 4, "is damaged"),
         (["report", "{listed}"], 4, "is damaged"),
+        (["report", "{binary}"], 4, "is damaged"),
         (["report", "{foreign}"], 2, "unknown configuration key"),
         (["compare", "{run}"], 2, "two runs or more"),
         (["compare", "{run}", "{run}/"], 2, "given twice"),
@@ -120,10 +121,10 @@ def test_bad_inputs_are_one_line(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], code: int, said: str
 ) -> None:
     (tmp_path / "file").write_text("")
-    for name, text in (("damaged", '{"recipe": '), ("listed", "[]"), ("foreign", '{"speed": 3}')):
+    for name, text in (("damaged", '{"recipe": '), ("listed", "[]"), ("foreign", '{"speed": 3}'), ("binary", "\udcff")):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text(text)
-    places = {name: tmp_path / name for name in ("nowhere", "file", "damaged", "listed", "foreign")}
+        (tmp_path / name / "config.json").write_bytes(text.encode(errors="surrogateescape"))
+    places = {name: tmp_path / name for name in ("nowhere", "file", "damaged", "listed", "foreign", "binary")}
     filled = [word.format(run=runs / "s0", runs=runs, **places) for word in words]
     assert main(filled) == code
     error = capsys.readouterr().err
