@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import RunFolderError
 from ..run.history import LARGEST
 from .compare_page import comparison_page
-from .comparison import ACCURACIES, HEAD, MEASURES, NOTES, Comparison, Run, Spread, comparison, table_rows
+from .comparison import ACCURACIES, HEAD, MEASURES, NOTES, Comparison, Run, Spread, comparison, setting_text, table_rows
 from .page import save_page
 from .subject import TrainRun
 
@@ -55,7 +55,9 @@ def _text(made: Comparison, path: Path) -> str:
     ]
     for command, keys in made.differing.items():
         for key, values in keys.items():
-            lines.append(f"{command} {key}: {', '.join(f'{name} {value}' for name, value in values.items())}")
+            lines.append(
+                f"{command} {key}: {', '.join(f'{name} {setting_text(value)}' for name, value in values.items())}"
+            )
     return "\n".join([*lines, *NOTES, f"page: {path}"])
 
 

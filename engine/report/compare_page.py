@@ -9,7 +9,18 @@ from ..run.history import Course
 from ..spaces.costs import NetworkSize
 from ..spaces.counting import Cost
 from ..spaces.genotype import Genotype
-from .comparison import ACCURACIES, HEAD, MEASURES, NOTES, Comparison, Run, group_name, spread_text, table_rows
+from .comparison import (
+    ACCURACIES,
+    HEAD,
+    MEASURES,
+    NOTES,
+    Comparison,
+    Run,
+    group_name,
+    setting_text,
+    spread_text,
+    table_rows,
+)
 from .draw import draw_cells
 from .overlay import Mark, judged_charts
 from .page import Section, Tile, charts_html, figure_html, page_html, table_html
@@ -119,5 +130,5 @@ def _settings(made: Comparison) -> str:
 
 
 def _settings_table(names: Sequence[str], keys: Mapping[str, Mapping[str, Any]]) -> str:
-    rows = [(key, *(str(values[name]) for name in names)) for key, values in keys.items()]
+    rows = [(key, *(setting_text(values[name]) for name in names)) for key, values in keys.items()]
     return table_html(("key", *names), rows, texts=1 + len(names)) or nothing("None.")

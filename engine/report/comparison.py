@@ -178,6 +178,11 @@ def _differing(named: Sequence[tuple[str, Run]]) -> dict[str, dict[str, dict[str
     return found
 
 
+def setting_text(value: object) -> str:
+    """A key's value as tables show it."""
+    return "none" if value == "" else str(value)
+
+
 def run_row(name: str, run: Run) -> tuple[str, ...]:
     """A run's line of the table: name, what it is, and each measure."""
     shown = (_shown(measure, measure.of(run)) for measure in MEASURES)
