@@ -17,7 +17,7 @@ from importlib.metadata import version
 from typing import Any, NoReturn
 
 from ..profiles.errors import BudgetError, ProfileError, one_line
-from .commands import data, doctor, eval, export, latency, plan, profile, search, show, train
+from .commands import compare, data, doctor, eval, export, latency, plan, profile, report, search, show, train
 from .errors import (
     CheckpointError,
     ConfigError,
@@ -41,6 +41,8 @@ COMMANDS: dict[str, Any] = {
     "export": export,
     "plan": plan,
     "show": show,
+    "report": report,
+    "compare": compare,
     "latency": latency,
     "profile": profile,
     "doctor": doctor,

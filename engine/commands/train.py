@@ -70,5 +70,5 @@ def _summary(result: Any) -> str:
     return (
         f"accuracy after the last epoch: {result.accuracy:.2%} (the best epoch's: {result.best_accuracy:.2%})\n"
         f"largest measured peak of a step: {result.peak_bytes / 2**20:.1f} MiB\n"
-        f"look at it: msgdas eval {result.path}"
+        f"look at it: {result.path / 'report.html'}, or msgdas eval {result.path}"
     )

@@ -1,13 +1,11 @@
-"""The report's charts as matplotlib figures without pyplot: a search's curves, alpha, skip-connects, memory.
+"""The report's charts as matplotlib figures without pyplot: curves, memory, alpha, skip-connects.
 
 Epochs are counted from 1 on every axis. A gray area is the warm-up, in which alpha rests.
 """
 
 from __future__ import annotations
 
-import io
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from ..run.history import Floats, History
+from ..run.history import Course, Floats, History
 from ..spaces.chain import BLOCKS, CHAIN_SKIPS
 from ..spaces.derive import skips_name
 from ..spaces.space import CHAIN, CellSpec, Edge
@@ -36,7 +34,7 @@ MIN_ROOM = 0.01
 
 INK, FAINT_INK, GRID, SHADE, PAPER = "#1f2733", "#5d6875", "#e3e7ec", "#eef0f3", "#ffffff"
 BLUE, ORANGE, GREEN, PURPLE, RED = "#2b6cb0", "#c05621", "#2f855a", "#7b3fa0", "#b83232"
-PHASE_COLOURS = {"weight": BLUE, "alpha": ORANGE}
+PHASE_COLOURS = {"weight": BLUE, "alpha": ORANGE, "training": BLUE}
 KIND_STYLES = ((BLUE, "-", "o"), (ORANGE, "--", "s"))
 # (colour, line): a colour per family as in the cells' picture, dashes for its second member.
 _BY_EXPANSION = {0: ORANGE, 1: ORANGE, 3: BLUE, 6: PURPLE}
@@ -101,23 +99,33 @@ def binned(x: Floats, y: Floats) -> tuple[Floats, Floats, Floats, Floats]:
     return x_mean, y_mean, np.minimum.reduceat(y, starts), np.maximum.reduceat(y, starts)
 
 
+def _names(history: Course) -> tuple[str, str]:
+    """What the curves of the steps and of what an epoch is judged by are called."""
+    return (
+        ("W steps", "derived cell, validation") if isinstance(history, History) else ("training steps", "test images")
+    )
+
+
 @matplotlib.rc_context(STYLE)
-def loss_figure(history: History) -> Figure:
-    """Cross-entropy of the W steps, of the alpha steps and of the derived cell, over steps."""
+def loss_figure(history: Course) -> Figure:
+    """Cross-entropy over steps: of the steps on weights, in a search of those on alpha, and of what was judged."""
     figure, axes = chart()
-    _curve(axes, history, "loss", "W steps", BLUE)
-    _curve(axes, history, "alpha_loss", "alpha steps", ORANGE)
-    _epoch_points(axes, history, "val_loss", "derived cell, validation", GREEN)
+    steps, judged = _names(history)
+    _curve(axes, history, "loss", steps, BLUE)
+    if isinstance(history, History):
+        _curve(axes, history, "alpha_loss", "alpha steps", ORANGE)
+    _epoch_points(axes, history, "val_loss", judged, GREEN)
     axes.set_ylabel("cross-entropy (nats)")
     return _over_steps(figure, axes, history)
 
 
 @matplotlib.rc_context(STYLE)
-def accuracy_figure(history: History, chance: float) -> Figure:
-    """Accuracy in percent of the W steps' batches and of the derived cell; `chance` (0 to 1, or NaN) as a line."""
+def accuracy_figure(history: Course, chance: float) -> Figure:
+    """Accuracy in percent of the steps' batches and of what was judged; `chance` (0 to 1, or NaN) as a line."""
     figure, axes = chart()
-    _curve(axes, history, "accuracy", "W steps", BLUE, 100)
-    _epoch_points(axes, history, "val_accuracy", "derived cell, validation", GREEN, 100)
+    steps, judged = _names(history)
+    _curve(axes, history, "accuracy", steps, BLUE, 100)
+    _epoch_points(axes, history, "val_accuracy", judged, GREEN, 100)
     if math.isfinite(chance):
         axes.axhline(100 * chance, color=FAINT_INK, linewidth=1, linestyle=":", label="chance")
     axes.set_ylim(bottom=0)
@@ -125,7 +133,7 @@ def accuracy_figure(history: History, chance: float) -> Figure:
     return _over_steps(figure, axes, history)
 
 
-def _curve(axes: Axes, history: History, name: str, label: str, colour: str, scale: float = 1) -> None:
+def _curve(axes: Axes, history: Course, name: str, label: str, colour: str, scale: float = 1) -> None:
     x, mean, low, high = binned(history.step, history.values[name] * scale)
     if not len(x):
         return
@@ -134,7 +142,7 @@ def _curve(axes: Axes, history: History, name: str, label: str, colour: str, sca
         axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def _epoch_points(axes: Axes, history: History, name: str, label: str, colour: str, scale: float = 1) -> None:
+def _epoch_points(axes: Axes, history: Course, name: str, label: str, colour: str, scale: float = 1) -> None:
     points = [(epoch.step, scale * getattr(epoch, name)) for epoch in history.epochs]
     points = [point for point in points if math.isfinite(point[1])]
     if points:
@@ -143,7 +151,7 @@ def _epoch_points(axes: Axes, history: History, name: str, label: str, colour: s
         axes.plot(*zip(*points), color=colour, label=label, marker=marker, clip_on=False, zorder=3)
 
 
-def _over_steps(figure: Figure, axes: Axes, history: History) -> Figure:
+def _over_steps(figure: Figure, axes: Axes, history: Course) -> Figure:
     """Step axis below and epochs above, the warm-up shaded, one legend."""
     last = float(history.step[-1]) if len(history.step) else 1.0
     axes.set_xlim(0, last)
@@ -160,10 +168,10 @@ def _over_steps(figure: Figure, axes: Axes, history: History) -> Figure:
         above.tick_params(length=3, labelsize=7, colors=FAINT_INK)
         above.set_xlabel("epoch", fontsize=7.5, color=FAINT_INK)
         above.spines["top"].set_visible(False)
-    return _legend(figure, axes)
+    return legend_above(figure, axes)
 
 
-def _legend(figure: Figure, axes: Axes) -> Figure:
+def legend_above(figure: Figure, axes: Axes) -> Figure:
     """A legend above the axes, where it hides nothing."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
@@ -172,14 +180,14 @@ def _legend(figure: Figure, axes: Axes) -> Figure:
     return figure
 
 
-def _over_epochs(figure: Figure, axes: Axes, history: History) -> Figure:
+def _over_epochs(figure: Figure, axes: Axes, history: Course) -> Figure:
     last = max(2.0, *(epoch.number for epoch in history.epochs), *(history.values["epoch"][-1:] + 1))
     axes.set_xlim(0.5, last + 0.5)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
     if history.warmup_end_step:
         axes.axvspan(0.5, min(history.config.warmup, last) + 0.5, color=SHADE, linewidth=0, zorder=0, label="warm-up")
-    return _legend(figure, axes)
+    return legend_above(figure, axes)
 
 
 @matplotlib.rc_context(STYLE)
@@ -207,7 +215,7 @@ def skip_figure(history: History) -> Figure:
 
 
 @matplotlib.rc_context(STYLE)
-def peak_figure(history: History) -> Figure:
+def peak_figure(history: Course) -> Figure:
     """Peak of live memory of a step per phase in MiB, and per sample of the batch on the right axis."""
     figure, axes = chart()
     for phase, peaks in history.peaks.items():
@@ -227,7 +235,7 @@ def peak_figure(history: History) -> Figure:
 
 
 @matplotlib.rc_context(STYLE)
-def rss_figure(history: History) -> Figure:
+def rss_figure(history: Course) -> Figure:
     """Resident memory of the whole process in MiB after each step."""
     figure, axes = chart()
     axes.margins(y=0.15)
@@ -238,8 +246,8 @@ def rss_figure(history: History) -> Figure:
 
 
 @matplotlib.rc_context(STYLE)
-def schedule_figure(history: History, name: str, label: str) -> Figure:
-    """One of the values that are set per epoch: tau, drop_rate or lr."""
+def schedule_figure(history: Course, name: str, label: str) -> Figure:
+    """One of the values that are set per epoch, such as lr, drop_rate or tau."""
     figure, axes = chart(3.4, 2.2)
     first = np.unique(history.values["epoch"], return_index=True)[1]
     x, y = history.values["epoch"][first] + 1, history.values[name][first]
@@ -369,29 +377,3 @@ def chosen_operations(history: History, kind: str) -> Mapping[tuple[int, int], s
 def cell_title(spec: CellSpec) -> str:
     """`normal cell`, `reduce cell`, or `cell` where there is one kind."""
     return spec.kind if spec.kind in ("cell", CHAIN) else f"{spec.kind} cell"
-
-
-def inline_svg(figure: Figure, name: str, label: str) -> str:
-    """The figure as an <svg> element for an HTML page: no address in it, ids that begin with `name`.
-
-    Args:
-        name: unique in the page.
-        label: what a screen reader says; already safe for an attribute.
-    """
-    buffer = io.StringIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    head, body = text.split(">", 1)
-    view = re.search(r'viewBox="[^"]*"', head)
-    assert view is not None, head
-    # A style element would rule the whole page; the page's own stylesheet says the same for figures.
-    body = re.sub(r"<style.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL)
-    body = re.sub(r"\n\s*", "\n", body)
-    body = re.sub(r'\bid="', f'id="{name}-', body)
-    body = re.sub(r'(?:xlink:)?href="#', f'href="#{name}-', body).replace("xlink:href", "href")
-    body = body.replace("url(#", f"url(#{name}-")
-    body = re.sub(r'(?<= d=")[^"]*', lambda match: re.sub(r"(\.\d\d)\d+", r"\1", match.group()), body)
-    return f'<svg {view.group()} role="img" aria-label="{label}">{body}'

@@ -86,20 +86,11 @@ class RunFolder(Generic[Config]):
             RunFolderError: where there is none, or its configuration cannot be read.
             ConfigError: where its configuration is not one of this version, or of another command.
         """
-        try:
-            text = (path / CONFIG).read_text(encoding="utf-8")
-        except OSError as error:
-            raise RunFolderError(
-                f"{path} is no run folder", got=f"{CONFIG}: {error.strerror}",
-                allowed="a folder that a search or a training wrote", next="msgdas search demo",
-            ) from None  # fmt: skip
+        text, _ = _read_config(path)
         try:
             return cls(path, read(text))
-        except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as error:
-            raise RunFolderError(
-                f"{path / CONFIG} is damaged", got=str(error), allowed="the JSON that was written there",
-                next="another --out",
-            ) from None  # fmt: skip
+        except TypeError as error:
+            raise _damaged(path, error) from None
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -138,6 +129,34 @@ class RunFolder(Generic[Config]):
 
     def read_metrics(self) -> list[dict[str, Any]]:
         return read_metrics(self.path / METRICS)
+
+
+def is_training(path: Path) -> bool:
+    """Whether a run folder is of a training rather than of a search. Raises RunFolderError as `RunFolder.open`."""
+    return "genotype" in _read_config(path)[1]
+
+
+def _read_config(path: Path) -> tuple[str, dict[str, Any]]:
+    """The text and the values of config.json; raises RunFolderError where it is missing or no JSON object."""
+    try:
+        text = (path / CONFIG).read_text(encoding="utf-8")
+        values = json.loads(text)
+    except OSError as error:
+        raise RunFolderError(
+            f"{path} is no run folder", got=f"{CONFIG}: {error.strerror}",
+            allowed="a folder that a search or a training wrote", next="msgdas search demo",
+        ) from None  # fmt: skip
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, error) from None
+    if not isinstance(values, dict):
+        raise _damaged(path, f"a {type(values).__name__}")
+    return text, values
+
+
+def _damaged(path: Path, got: object) -> RunFolderError:
+    return RunFolderError(
+        f"{path / CONFIG} is damaged", got=str(got), allowed="the JSON that was written there", next="another --out"
+    )
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

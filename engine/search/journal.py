@@ -15,6 +15,7 @@ from typing import Any, Self
 from ..images.feeding import changed_feeder
 from ..memory.recording import Recording
 from ..report.draw import save_cells
+from ..report.report import refresh_parent, write_report
 from ..run import checkpoint, rundir
 from ..run.checkpoint import Checkpoint
 from ..run.dist import Ranks
@@ -127,9 +128,9 @@ class Journal:
         if row["kind"] in show:
             show[row["kind"]](row)
 
-    def event(self, step: int, what: str, detail: str) -> None:
+    def event(self, step: int, what: str, detail: str, **facts: float) -> None:
         """A row of kind `event`."""
-        self.row({"kind": "event", "step": step, "what": what, "detail": detail})
+        self.row({"kind": "event", "step": step, "what": what, "detail": detail, **facts})
 
     def note(self, text: str) -> None:
         """Show one line that stays."""
@@ -186,6 +187,19 @@ class Journal:
         if self.writes:
             self.json(rundir.GENOTYPE, genotype.to_json_dict())
             save_cells(genotype, self.folder.path / "cells.svg", self.folder.path / "cells.png")
+
+    def report(self) -> None:
+        """The page about the run, and anew that of the search in whose folder it lies; neither ends the run."""
+        if not self.writes:
+            return
+        path = self.folder.path
+        try:
+            self.note(f"report {write_report(path)}")
+        except OSError as error:
+            self.note(f"warning: no report of {path} ({error}); msgdas report {path} writes it")
+        refreshed = refresh_parent(path)
+        if refreshed:
+            self.note(refreshed)
 
     def timeline(self, recording: Recording, step: int) -> None:
         """Of a step's memory."""

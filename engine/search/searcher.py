@@ -25,10 +25,10 @@ from ..memory.budgeting import MakePlan, guard_of, probed, shared_plan
 from ..memory.guard import Descent, Guard, context_bytes, room_of
 from ..memory.recording import Recording
 from ..report.figures import SKIP_ALARM
-from ..report.report import write_report
 from ..run import checkpoint, rundir
 from ..run.dist import Ranks, digest, ranks_here, share_of
 from ..run.environment import environment
+from ..run.history import CHOSEN
 from ..run.result import SearchResult
 from ..run.rundir import RunFolder
 from ..run.signals import StopFlag
@@ -349,6 +349,8 @@ class _Run:
         if found is None:
             self._interrupt()
         genotype, self.val_accuracy = found
+        detail = f"validation accuracy {self.val_accuracy:.1%}, of {len(cells)} random cells"
+        self.journal.event(self.step, CHOSEN, detail, val_accuracy=self.val_accuracy)
         return genotype
 
     def _state(self) -> dict[str, Any]:
@@ -392,7 +394,6 @@ class _Run:
             self.journal.note(f"derived network: {limit.told(genotype)}")
         with self.ranks.together("the result"):
             self.journal.cells(genotype)
-            if self.ranks.first:
-                self.journal.note(f"report {write_report(self.folder.path)}")
+            self.journal.report()
         self._stop_if_asked("the end")
         return SearchResult(self.folder.path, genotype, self.val_accuracy, self.peak_bytes)

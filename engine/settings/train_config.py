@@ -203,38 +203,49 @@ def drop_path_rate(config: TrainConfig, epoch: int) -> float:
     return config.drop_path * epoch / config.epochs
 
 
-def demo(**overrides: Any) -> TrainConfig:
-    """A small network of the cell on the embedded Fashion-MNIST subset, about half a minute on two cores (ours)."""
-    base: dict[str, Any] = {
+# What each recipe sets; the other keys have their defaults.
+_VALUES: Mapping[str, Mapping[str, Any]] = {
+    "demo": {
         "recipe": "demo", "channels": 8, "layers": 6, "image": 28, "epochs": 4, "batch": 64, "limit": 2560,
         "eval_images": 1000, "cutout": 0, "drop_path": 0.0, "auxiliary": 0.0, "lr": 0.1,
-    }  # fmt: skip
-    return build(base, overrides)
+    },
+    "cifar": {"recipe": "cifar", "space": "darts", "data": "cifar10"},
+    "imagenet": {
+        "recipe": "imagenet", "space": "darts", "channels": 48, "layers": 14, "stem": "imagenet", "image": 224,
+        "data": "imagefolder:imagenet", "epochs": 250, "batch": 1024, "lr": 0.5, "schedule": "linear", "warmup": 5,
+        "weight_decay": 3e-5, "label_smoothing": 0.1, "jitter": "0.4,0.4,0.4,0.2", "drop_path": 0.0, "cutout": 0,
+    },
+    "nasbench201": {
+        "recipe": "nasbench201", "space": "nasbench201", "data": "cifar10", "channels": 16, "layers": 15,
+        "epochs": 200, "batch": 256, "lr": 0.1, "nesterov": True, "weight_decay": 5e-4, "clip": 0.0, "cutout": 0,
+        "drop_path": 0.0, "auxiliary": 0.0,
+    },
+}  # fmt: skip
+
+
+def recipe_values(name: str) -> dict[str, Any]:
+    """Every key's value in the recipe of that name, or in the demo where it is none."""
+    return {key: field.default for key, field in KEYS.fields.items()} | dict(_VALUES.get(name, _VALUES["demo"]))
+
+
+def demo(**overrides: Any) -> TrainConfig:
+    """A small network of the cell on the embedded Fashion-MNIST subset, about half a minute on two cores (ours)."""
+    return build(_VALUES["demo"], overrides)
 
 
 def cifar(**overrides: Any) -> TrainConfig:
     """DARTS' CIFAR-10 protocol: C=36, 20 cells, 600 epochs, batch 96, cutout 16, drop-path 0.2, auxiliary 0.4."""
-    return build({"recipe": "cifar", "space": "darts", "data": "cifar10"}, overrides)
+    return build(_VALUES["cifar"], overrides)
 
 
 def imagenet(**overrides: Any) -> TrainConfig:
     """DARTS' ImageNet network with PC-DARTS' schedule: C=48, 14 cells, 250 epochs, batch 1024, lr 0.5 linear."""
-    base: dict[str, Any] = {
-        "recipe": "imagenet", "space": "darts", "channels": 48, "layers": 14, "stem": "imagenet", "image": 224,
-        "data": "imagefolder:imagenet", "epochs": 250, "batch": 1024, "lr": 0.5, "schedule": "linear", "warmup": 5,
-        "weight_decay": 3e-5, "label_smoothing": 0.1, "jitter": "0.4,0.4,0.4,0.2", "drop_path": 0.0, "cutout": 0,
-    }  # fmt: skip
-    return build(base, overrides)
+    return build(_VALUES["imagenet"], overrides)
 
 
 def nasbench201(**overrides: Any) -> TrainConfig:
     """NAS-Bench-201's protocol on CIFAR-10: C=16, 15 cells, 200 epochs, batch 256, Nesterov, lr 0.1, no extras."""
-    base: dict[str, Any] = {
-        "recipe": "nasbench201", "space": "nasbench201", "data": "cifar10", "channels": 16, "layers": 15,
-        "epochs": 200, "batch": 256, "lr": 0.1, "nesterov": True, "weight_decay": 5e-4, "clip": 0.0, "cutout": 0,
-        "drop_path": 0.0, "auxiliary": 0.0,
-    }  # fmt: skip
-    return build(base, overrides)
+    return build(_VALUES["nasbench201"], overrides)
 
 
 RECIPES: dict[str, Callable[..., TrainConfig]] = {

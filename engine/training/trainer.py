@@ -127,6 +127,8 @@ class _Run:
                 self._close_epoch()
             while self.step < self.total_steps:
                 self._one_step()
+            with self.ranks.together("the report"):
+                self.journal.report()
         return TrainResult(self.folder.path, self.accuracy, self.best_accuracy, self.peak_bytes)
 
     def _begin(self, start: checkpoint.Checkpoint | None) -> None:

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 from msgdas.engine.learning.steps import Learner
+from msgdas.engine.report.subject import read_run
 from msgdas.engine.run import checkpoint
 from msgdas.engine.run.rundir import read_metrics
 from msgdas.engine.search.searcher import resume, search
@@ -52,6 +53,8 @@ def test_a_search_and_its_resume(method, tmp_path):
         assert value.equal(theirs[name]) if hasattr(value, "equal") else value == theirs[name], name
     trained = [row["alpha_loss"] is not None for row in read_metrics(whole / "metrics.jsonl") if row["kind"] == "step"]
     assert any(trained) == (method != "random")
+    # Of the cell in genotype.json, which random search chooses at its end.
+    assert read_run(whole).accuracy == result.val_accuracy == read_run(run).accuracy
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from msgdas.engine.cli import parser
 from msgdas.engine.commands.configuration import config_of
 from msgdas.engine.errors import RunFolderError
-from msgdas.engine.report.report import RECONSTRUCTION, page, write_report
+from msgdas.engine.report.page import RECONSTRUCTION
+from msgdas.engine.report.report import page, write_report
 from msgdas.engine.report.text import config_table, search_command
 from msgdas.engine.run.history import History
 from msgdas.engine.settings.config import SearchConfig
@@ -31,8 +32,8 @@ from runs import small_demo as demo
 
 VOID = {"meta", "br", "hr", "img", "link", "input", "col", "base", "area", "embed", "source", "track", "wbr"}
 SECTIONS = [
-    "cells", "curves", "alpha", "skips", "memory", "schedules", "teacher", "genotype", "epochs", "config",
-    "environment", "reproduce",
+    "cells", "curves", "alpha", "skips", "plan", "memory", "cost", "training", "schedules", "teacher", "genotype",
+    "epochs", "config", "environment", "reproduce",
 ]  # fmt: skip
 CONFIGS = {
     "finished": (demo(epochs=6, warmup=2), None),
@@ -306,7 +307,7 @@ def test_fault_51_alarm_is_for_normal_cells(tmp_path, skips, alarmed):
 
 
 def test_reading_a_run_takes_no_torch():
-    names = ("report", "report_figures", "report_memory", "report_timeline", "report_text", "history", "progress")
+    names = ("report.report", "report.compare", "report.timeline", "run.history", "run.progress")
     code = "import sys; " + "; ".join(f"import msgdas.engine.{name}" for name in names)
     code += "; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=Path("/")).returncode == 0

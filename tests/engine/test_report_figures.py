@@ -10,6 +10,7 @@ import matplotlib.colors
 import numpy as np
 import pytest
 from msgdas.engine.report import figures
+from msgdas.engine.report.page import inline_svg
 from msgdas.engine.run.history import History
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -136,4 +137,4 @@ def test_long_runs_stay_small():
     assert all(len(line.get_xdata()) <= max(figures.MAX_BINS, 300) for line in figure.axes[0].get_lines())
     figure = figures.alpha_figure(history, history.space.cells[0])
     assert len(figure.axes[0].get_lines()[0].get_xdata()) <= figures.MAX_EPOCH_POINTS
-    assert len(figures.inline_svg(figure, "alpha", "alpha")) < 500_000
+    assert len(inline_svg(figure, "alpha", "alpha")) < 500_000
