@@ -80,13 +80,14 @@ def effects_of(operations: Sequence[Sequence[str]], losses: NDArray[np.float64])
     return {name: float(value - base) for name, value in zip(names, mean_O, strict=True) if name != BASE_OPERATION}
 
 
-def config_of(settings: Settings, data: str, *, images: int, seed: int) -> SearchConfig:
+def config_of(settings: Settings, data: str, *, images: int, seed: int, none_weights: bool = True) -> SearchConfig:
     """A super-net of those settings over so many images a half; it draws two exclusive sub-graphs a step."""
     return build(
         {
             "recipe": "ranking", "space": settings.space, "data": data, "channels": settings.channels,
             "layers": settings.layers, "image": settings.image, "batch": settings.batch, "limit": images,
-            "seed": seed, "device": "cpu", "threads": 1, "dbi": "off", "teacher": "none", **settings.overrides,
+            "seed": seed, "device": "cpu", "threads": 1, "dbi": "off", "teacher": "none", "none_weights": none_weights,
+            **settings.overrides,
         },
         {},
     )  # fmt: skip
@@ -159,18 +160,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--minutes", type=float, default=1.0, metavar="M", help="CPU minutes of training (1)")
     made.add_argument("--cells", type=int, default=100, help="that are judged")
     made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--without-none", action="store_true", help="steps on the weights draw no none (none_weights)")
     arguments = made.parse_args(argv)
     settings = Settings(
         channels=arguments.channels, layers=arguments.layers, image=arguments.image, batch=arguments.batch
     )
     torch.set_num_threads(1)
     table = Table.read(arguments.table)
-    config = config_of(settings, arguments.data, images=arguments.images, seed=arguments.seed)
+    config = config_of(
+        settings, arguments.data, images=arguments.images, seed=arguments.seed, none_weights=not arguments.without_none
+    )  # fmt: skip
     row = ranking(table, config, load(config), 60 * arguments.minutes, arguments.cells)
     words = " ".join(
         f"--{name} {getattr(arguments, name)}"
         for name in ("layers", "channels", "image", "batch", "images", "minutes", "cells", "seed")
     )
+    words += " --without-none" * arguments.without_none
     row["provenance"] = provenance(f"{command.PROGRAM} ranking {words} --table FILE --data DATA", threads=1)
     if arguments.out is not None:
         append_row(arguments.out, row)

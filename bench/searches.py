@@ -51,9 +51,8 @@ class Settings:
 
     Attributes:
         space: nasbench201, or nasbench201-conv-skip with three operations per edge.
-        channels, layers, image, batch: the super-net and its input: nine cells at C=8 on 8 x 8 pixels. With three
-            cells, uniformly sampled sub-graphs hardly differ in loss; with nine, what a skip-connect from a cell's
-            input to its output is worth shows within a minute (ours, on development seeds).
+        channels, layers, image, batch: the super-net and its input: three cells at C=8 on 16 x 16 pixels, which learn
+            their images within minutes (ours, on development seeds; docs/quality.md tells what nine cells do).
         least_epochs: schedules need that many; the halves are cut to what the budget passes so often.
         eval_images: of the alpha half, on which an epoch and the super-net's ranking are judged.
         ranked_cells: random cells for Kendall's tau of the super-net.
@@ -62,9 +61,9 @@ class Settings:
 
     space: str = "nasbench201"
     channels: int = 8
-    layers: int = 9
-    image: int = 8
-    batch: int = 64
+    layers: int = 3
+    image: int = 16
+    batch: int = 32
     least_epochs: int = 12
     eval_images: int = 1000
     ranked_cells: int = 60
@@ -81,11 +80,13 @@ class Variant:
         name: in rows and tables.
         overrides: configuration keys; `method` among them.
         warmup_share: of the epochs, in which alpha rests.
+        least_epochs: where it needs more of them than the settings say.
     """
 
     name: str
     overrides: Mapping[str, Any]
     warmup_share: float = 0.3
+    least_epochs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,7 @@ def config_of(
 ) -> SearchConfig:
     """A search of about that many steps: at least `least_epochs` epochs, over as many images as that leaves."""
     images = steps * settings.batch
-    epochs = max(settings.least_epochs, -(-images // images_per_half))
+    epochs = max(least_epochs(settings, variant), -(-images // images_per_half))
     limit = max(1, images // epochs // settings.batch) * settings.batch
     base = {
         "recipe": f"bench-{variant.name}", "space": settings.space, "data": data, "channels": settings.channels,
@@ -122,6 +123,11 @@ def config_of(
         "eval_images": min(settings.eval_images, limit), "keep": 1, **settings.overrides,
     }  # fmt: skip
     return build(base, variant.overrides)
+
+
+def least_epochs(settings: Settings, variant: Variant) -> int:
+    """Of a search of that variant."""
+    return max(settings.least_epochs, variant.least_epochs)
 
 
 def networks_of(config: SearchConfig, part: Part) -> int:

@@ -75,7 +75,8 @@ class Sampler(nn.Module):
     def _without_none(self, alive_EO: Tensor) -> Tensor:
         """The candidates but `none`, bool [E, O]."""
         alive_EO = alive_EO.clone()
-        alive_EO[:, self.space.operations.index(ZERO)] = False
+        if ZERO in self.space.operations:
+            alive_EO[:, self.space.operations.index(ZERO)] = False
         return alive_EO
 
     @property

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ...profiles.budget import parse as parse_budget
 from ..errors import ConfigError
 from ..spaces.quantities import LIMITS, parse_quantity
-from ..spaces.space import ZERO, space_named
+from ..spaces.space import space_named
 
 if TYPE_CHECKING:
     from .config import SearchConfig
@@ -233,15 +233,13 @@ def check_estimator(config: SearchConfig) -> None:
 
 def _check_without_none(config: SearchConfig) -> None:
     """Steps on the weights that leave `none` out have K operations per edge without it."""
-    space = space_named(config.space)
-    if ZERO not in space.operations or config.keep_ops or config.edges_per_node:
+    if config.keep_ops or config.edges_per_node:
         raise ConfigError(
-            "steps on the weights leave none out where every edge has it, and keep it so",
-            got=f"none_weights false, space {config.space}, keep_ops {config.keep_ops or 'all'}, "
-            f"edges_per_node {config.edges_per_node}",
-            allowed="a space with none, keep_ops empty, edges_per_node 0", next="--set none_weights=true",
+            "steps on the weights leave none out of edges that keep their other operations",
+            got=f"none_weights false, keep_ops {config.keep_ops or 'all'}, edges_per_node {config.edges_per_node}",
+            allowed="keep_ops empty, edges_per_node 0", next="--set none_weights=true",
         )  # fmt: skip
-    fewest, k = space.fewest_candidates(with_none=False), config.k_weights or config.k
+    fewest, k = space_named(config.space).fewest_candidates(with_none=False), config.k_weights or config.k
     if k > fewest:
         raise ConfigError(
             f"some edges of space {config.space} have {fewest} candidates without none",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from msgdas.engine.errors import ConfigError
 from msgdas.engine.spaces.space import SPACES
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -68,6 +69,15 @@ def test_steps_on_the_weights_can_leave_none_out(overrides):
             assert all(torch.isfinite(path.gates_EO).all() for path in sampler.draw(step, 1.0, grad=False, part=part)
                        .networks[0].values())  # fmt: skip
     assert drawn["weight"] == 0 and drawn["alpha"] > 50
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"), [({"k": 8}, "have 7 candidates"), ({"keep_ops": "3"}, "keep their other")]
+)
+def test_what_is_left_without_none_must_suffice(overrides, words):
+    with pytest.raises(ConfigError, match=words):
+        sampler_of(none_weights=False, mode="subgraphs", **overrides)
+    sampler_of("nasbench201-conv-skip", none_weights=False, k=3, mode="subgraphs", channels=8, layers=3)
 
 
 def test_inclusion_follows_alpha():
