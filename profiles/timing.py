@@ -44,7 +44,7 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 def warm_runs_ms(run: Callable[[], object], clock: Callable[[], int]) -> list[float]:
-    """Milliseconds of each run after `WARMUP` that are not counted: `MOST_RUNS`, or as many as 1.5 s hold, 3 or more."""
+    """Milliseconds of each run behind `WARMUP` others: `MOST_RUNS`, or as many as 1.5 s hold, `LEAST_RUNS` or more."""
     for _ in range(WARMUP):
         run()
     taken: list[float] = []

@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> str:
     from ..report.show import show
 
     if arguments.batch is not None and not arguments.measure:
-        raise ConfigError("--batch is of what is measured", got="no --measure", next="add --measure, or leave --batch out")
+        raise ConfigError("--batch is of what is measured", got="no --measure", next="add --measure to --batch")
     limits = {key: getattr(arguments, key) for key in LIMITS if getattr(arguments, key)}
     batch = BATCH if arguments.batch is None else arguments.batch
 

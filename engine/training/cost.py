@@ -30,8 +30,8 @@ LEAST_BATCH = 2
 
 @torch.no_grad()
 def cost_of(student: Student, classes: int, training_peak_bytes: int) -> MeasuredCost:
-    """Counts a student's network and measures its inference, in some 17 passes of one image, two seconds at most or five
-    passes; the student stays as it is.
+    """A student's network counted, and its inference measured in 18 passes of one image, or fewer where these take more
+    than two seconds; the student stays as it is.
 
     Args:
         student: whose judged network is measured, in the precision of its configuration.
@@ -60,8 +60,8 @@ def cost_of(student: Student, classes: int, training_peak_bytes: int) -> Measure
 
 
 def measure_network(genotype: Genotype, size: NetworkSize, batch: int) -> MeasuredCost:
-    """The same of a new network of that genotype and size, with the peak of its second training step (SGD with momentum,
-    no auxiliary head, fp32), on a GPU where there is one.
+    """The same of a new network of that genotype and size, with the peak of its second training step (SGD with
+    momentum, no auxiliary head, fp32), on a GPU where there is one.
 
     Args:
         genotype: of any space.
