@@ -93,9 +93,9 @@ def test_fault_02_a_signal_ends_a_training_after_its_step_and_it_goes_on(tmp_pat
     code = (
         "import os, signal, sys, json\n"
         "from pathlib import Path\n"
-        "from msgdas.engine import student\n"
-        "from msgdas.engine.train_config import from_json\n"
-        "from msgdas.engine.trainer import train\n"
+        "from msgdas.engine.training import student\n"
+        "from msgdas.engine.settings.train_config import from_json\n"
+        "from msgdas.engine.training.trainer import train\n"
         "real = student.Student.passes\n"
         "def passes(self, images, labels, number, epoch):\n"
         "    if number == 2:\n"
