@@ -87,7 +87,7 @@ def test_fault_50_without_tensorboard_there_is_silence(tmp_path):
     code = (
         "import sys; sys.modules['tensorboard'] = None\n"
         "from pathlib import Path\n"
-        "from msgdas.engine.tensorboard import TensorBoardWriter\n"
+        "from msgdas.engine.run.tensorboard import TensorBoardWriter\n"
         "writer = TensorBoardWriter(Path(sys.argv[1]))\n"
         "assert not writer.active\n"
         "writer.write({'kind': 'step', 'step': 1, 'loss': 1.0})\n"
