@@ -18,7 +18,7 @@ from ..engine.errors import NoDeviceError
 from ..engine.report.figures import MIB
 from . import command
 from .gate import Gate
-from .results import FOLDER, Row, provenance, row, show_and_keep
+from .results import FOLDER, Row, behind, provenance, row, show_and_keep, warning
 from .step import Step, build_step
 
 GATES = ("tests/kernels", "tests/engine/test_fused_cell.py", "tests/bench/test_fused_step.py")
@@ -117,7 +117,7 @@ def timings(gate: Gate, seconds: float, facts: Mapping[str, Any]) -> Iterator[Ro
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 print(f"left out: {which}, {name}: {str(error).strip().splitlines()[0][:200]}", file=sys.stderr)
             else:
-                yield row("gpu", f"{which}: {name}", {**size, **options, "run": how}, figures, gate, facts)
+                yield row("gpu", f"{which}: {name}", {**size, **options, "run": how}, figures, gate, behind(facts))
             torch.cuda.empty_cache()
 
 
@@ -127,7 +127,7 @@ def line(one: Row) -> str:
     images = 2e3 * one["config"]["batch"] / step["median"]
     return (
         f"{one['name']:60} {step['median']:9.2f} ms ({step['min']:.2f} to {step['max']:.2f}) {images:10,.0f} images/s "
-        f"{peak / MIB:10,.0f} MiB"
+        f"{peak / MIB:10,.0f} MiB{warning(one, '  ')}"
     )
 
 

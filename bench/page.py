@@ -47,7 +47,7 @@ from .page_text import (
     SPEED,
     TRAIN,
 )
-from .results import FOLDER, Row, append, latest, provenance, read
+from .results import FOLDER, Row, append, latest, provenance, read, warning
 from .variants import BASE, published, sampled, title
 
 ROOT = FOLDER.parent.parent
@@ -113,7 +113,7 @@ def _where(one: Row) -> str:
     commit = "no commit" if facts["commit"] is None else f"commit {facts['commit'][:7]}"
     commit += " with changes" if facts["dirty"] else ""
     threads = f", {facts['threads']} thread(s)" if "threads" in facts else ""
-    gpus = "".join(f", {gpu['name']} (driver {gpu['driver']})" for gpu in facts["gpus"])
+    gpus = "".join(f", {gpu['name']} (driver {gpu['driver']})" for gpu in facts["gpus"]) + warning(one, ", ")
     return (
         f"{facts['machine']} ({cpu['instructions']}, {cpu['mhz'] or 'unknown'} MHz){gpus}{threads}; Python "
         f"{versions['python']}, torch {versions['torch']}, Triton {versions['triton']}; {commit}; {facts['date_utc']}"

@@ -21,8 +21,8 @@ from typing import Any
 
 from ..engine.errors import DataError
 from ..engine.run.environment import commit, package_version
-from ..profiles.clocks import cpu_mhz, gpu_mhz
-from ..profiles.device import cpu_facts, gpus
+from ..profiles.clocks import cpu_mhz, gpu_state
+from ..profiles.device import GpuFacts, cpu_facts, gpus
 from .gate import Gate
 
 FOLDER = Path(__file__).resolve().parent / "results"
@@ -91,16 +91,43 @@ def provenance(command: str, **more: Any) -> dict[str, Any]:
     return {
         "machine": f"{cpu.model}, {cpu.cores} cores",
         "cpu": {**asdict(cpu), "instructions": _instructions(), "mhz": cpu_mhz()},
-        "gpus": [
-            {"name": gpu.name, "memory_bytes": gpu.memory_bytes, "driver": gpu.driver, "arch": gpu.arch,
-             "mhz": gpu_mhz(gpu.uuid)}
-            for gpu in gpus().devices
-        ],
+        "gpus": [_gpu(gpu) for gpu in gpus().devices],
         "system": f"{platform.system()} {platform.machine()} {libc}".strip(),
         "versions": {"python": platform.python_version(), **{name: package_version(name) for name in PACKAGES}},
         "commit": commit(), "dirty": dirty(), "command": command,
         "date_utc": datetime.now(UTC).isoformat(timespec="seconds"), **more,
     }  # fmt: skip
+
+
+def _gpu(gpu: GpuFacts) -> dict[str, Any]:
+    """A GPU and its state now; `clean` is None where the driver does not tell what could disturb."""
+    state = gpu_state(gpu.uuid)
+    return {
+        "name": gpu.name, "memory_bytes": gpu.memory_bytes, "driver": gpu.driver, "arch": gpu.arch,
+        "mhz": {"sm": state.sm_mhz, "memory": state.memory_mhz}, "temperature_c": state.temperature_c,
+        "power_w": state.power_w, "foreign_pids": state.foreign_pids, "clean": state.clean,
+        "not_clean": state.disturbances,
+    }  # fmt: skip
+
+
+def behind(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The provenance of a measurement that has just ended: each GPU's state of now, and what disturbs or disturbed it.
+
+    Args:
+        facts: `provenance` of before the measurement, on the same GPUs.
+    """
+    found = []
+    for before, now in zip(facts["gpus"], map(_gpu, gpus().devices), strict=True):
+        every = list(dict.fromkeys([*before["not_clean"], *now["not_clean"]]))
+        unknown = None in (before["clean"], now["clean"])
+        found.append(now | {"not_clean": every, "clean": False if every else None if unknown else True})
+    return {**facts, "gpus": found}
+
+
+def warning(one: Row, separator: str) -> str:
+    """The separator and `not clean: ...` for a row whose measurement was disturbed on a GPU, else empty."""
+    every = [reason for gpu in one["provenance"]["gpus"] for reason in gpu.get("not_clean", ())]
+    return f"{separator}not clean: {', '.join(dict.fromkeys(every))}" if every else ""
 
 
 def _instructions() -> str:

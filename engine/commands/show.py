@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..errors import ConfigError
 from ..spaces.quantities import LIMITS
+
+if TYPE_CHECKING:
+    from ..report.cost import MeasuredCost
+    from ..spaces.costs import NetworkSize
+    from ..spaces.genotype import Genotype
+
+# Images of a training step where the user names none: a DARTS network of CIFAR's size then takes under 1 GiB (ours).
+BATCH = 8
 
 
 def add(commands: Any) -> None:
@@ -20,6 +29,8 @@ def add(commands: Any) -> None:
     for key, example in (("max-macs", "600M"), ("max-params", "5M"), ("target-latency", "80ms")):
         show.add_argument(f"--{key}", default="", metavar=example, help="derive a run's alpha again within this limit")
     show.add_argument("--device-table", default="", metavar="FILE", help="of msgdas latency, for --target-latency")
+    show.add_argument("--measure", action="store_true", help="latency and peak memory too, measured on this machine")
+    show.add_argument("--batch", type=int, metavar="N", help=f"images of the measured training step (default: {BATCH})")
     show.add_argument("--out", type=Path, metavar="DIR", help="where the pictures go")
     show.add_argument("--json", action="store_true", help="print JSON")
 
@@ -27,9 +38,18 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> str:
     from ..report.show import show
 
+    if arguments.batch is not None and not arguments.measure:
+        raise ConfigError("--batch is of what is measured", got="no --measure", next="add --measure to --batch")
     limits = {key: getattr(arguments, key) for key in LIMITS if getattr(arguments, key)}
+    batch = BATCH if arguments.batch is None else arguments.batch
+
+    def measured(genotype: Genotype, size: NetworkSize) -> MeasuredCost:
+        from ..training.cost import measure_network
+
+        return measure_network(genotype, size, batch)
+
     return show(
         arguments.target, channels=arguments.channels, layers=arguments.layers, image=arguments.image,
         classes=arguments.classes, stem=arguments.stem, limits=limits, device_table=arguments.device_table,
-        out=arguments.out, as_json=arguments.json,
+        out=arguments.out, as_json=arguments.json, measured=measured if arguments.measure else None,
     )  # fmt: skip

@@ -8,16 +8,14 @@ the quickest round counts.
 from __future__ import annotations
 
 import statistics
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 
 import torch
 from torch import nn
 
-from ...profiles.device import cpu_facts
+from ...profiles.timing import WARMUP, clock_of, device_name, torch_threads
 from ..network.network import Cell, Network
 from ..run.environment import package_version
 from ..spaces.costs import NetworkSize, genotype_of
@@ -26,30 +24,6 @@ from ..spaces.genotype import Genotype
 from ..spaces.latency_table import Latencies, Part, Site, lookup_table, places
 from ..spaces.space import SearchSpace
 from .fit import covering, fit, relative_error
-
-WARMUP = 2
-
-
-def clock_of(device: torch.device, threads: int) -> tuple[str, Callable[[], int]]:
-    """Name and function (ns) of the clock that latencies are taken with."""
-    if device.type == "cuda":
-
-        def synchronized() -> int:
-            torch.cuda.synchronize(device)
-            return time.perf_counter_ns()
-
-        return "wall time, synchronized", synchronized
-    return ("process time", time.process_time_ns) if threads == 1 else ("wall time", time.perf_counter_ns)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Timed:
@@ -125,7 +99,7 @@ def measure_table(
     count(genotype_of(space, picks[-1]), **asdict(size))
     name, clock = clock_of(device, threads)
     image = _image(size, device)
-    with _threads(threads):
+    with torch_threads(threads):
         nets = [_Timed(genotype_of(space, one), size, device, clock) for one in picks]
         for _ in range(WARMUP + repeats):
             for net in nets:
@@ -145,13 +119,6 @@ def measure_table(
     return Latencies(space.name, size, provenance, parts, fixed_ms, table.fixed, table.tables)
 
 
-def device_name(device: torch.device) -> str:
-    """Of the processor or GPU."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return cpu_facts().model
-
-
 def _part(place: Site, edges_ns: Sequence[Sequence[int]]) -> Part:
     """Of an operation, from its rounds on each edge that has it in that place."""
     every = [value for values in edges_ns for value in values]
@@ -169,7 +136,7 @@ def measure_networks(
     _, clock = clock_of(device, threads)
     image = _image(size, device)
     taken: list[list[int]] = [[] for _ in genotypes]
-    with _threads(threads):
+    with torch_threads(threads):
         nets = [network_of(genotype, size, device) for genotype in genotypes]
         for number in range(WARMUP + repeats):
             for net, values in zip(nets, taken, strict=True):

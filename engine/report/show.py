@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,12 @@ from ..spaces.genotype import CHAINS, Genotype
 from ..spaces.genotype_text import load_any
 from ..spaces.quantities import LIMITS
 from ..spaces.space import CHAIN, FAMILIES, NASBENCH201, SearchSpace, StemKind, space_named
+from .cost import MeasuredCost
 from .draw import save_cells
 
 SVG, PNG = "cells.svg", "cells.png"
 IMAGENET_SIDE = 64
+NOT_MEASURED = ["  latency and peak memory on this machine: the same command with --measure"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ def show(
     device_table: str = "",
     out: Path | None = None,
     as_json: bool = False,
+    measured: Callable[[Genotype, NetworkSize], MeasuredCost] | None = None,
 ) -> str:
     """What `msgdas show` prints; writes cells.svg and cells.png.
 
@@ -69,6 +72,7 @@ def show(
         device_table: file of the latencies that a limit is of.
         out: folder for the pictures, made where missing; otherwise the run folder or the file's folder.
         as_json: whether to return JSON.
+        measured: measures the derived network on this machine; without it nothing is measured and no torch needed.
 
     Raises:
         GenotypeError: where the target is missing or not a genotype.
@@ -80,11 +84,13 @@ def show(
     if limits:
         subject = replace(subject, genotype=_within(subject, size, limits, device_table))
     cost = count(subject.genotype, **asdict(size))
+    found = None if measured is None else measured(subject.genotype, size)
     pictures, trouble = _save_pictures(subject, out)
     if as_json:
-        return json.dumps(_as_dict(subject, size, cost, pictures), indent=2)
+        return json.dumps(_as_dict(subject, size, cost, found, pictures), indent=2)
     where = f"pictures: {pictures['svg']}, {pictures['png']}" if pictures else f"no pictures: {trouble}; --out DIR"
-    return "\n".join([*_cell_lines(subject), *_alpha_lines(subject), *_cost_lines(size, cost), where])
+    costs = [*_cost_lines(size, cost), *(NOT_MEASURED if found is None else found.lines())]
+    return "\n".join([*_cell_lines(subject), *_alpha_lines(subject), *costs, where])
 
 
 def genotype_of(target: str) -> Genotype:
@@ -246,7 +252,9 @@ def _cost_lines(size: NetworkSize, cost: Cost) -> list[str]:
     ]
 
 
-def _as_dict(subject: _Subject, size: NetworkSize, cost: Cost, pictures: dict[str, str] | None) -> dict[str, Any]:
+def _as_dict(
+    subject: _Subject, size: NetworkSize, cost: Cost, measured: MeasuredCost | None, pictures: dict[str, str] | None
+) -> dict[str, Any]:
     return {
         "space": subject.genotype.space,
         "genotype": subject.genotype.to_json_dict(),
@@ -256,5 +264,6 @@ def _as_dict(subject: _Subject, size: NetworkSize, cost: Cost, pictures: dict[st
         "network": asdict(size),
         **asdict(cost),
         "flops": cost.flops,
+        "measured": None if measured is None else measured.to_json_dict(),
         "pictures": pictures,
     }

@@ -22,8 +22,8 @@ from ..errors import RunFolderError
 from ..settings.config import SearchConfig
 from ..settings.train_config import TrainConfig
 
-CONFIG, ENVIRONMENT, METRICS, GENOTYPE, PLAN, PROBE, LOCK = (
-    "config.json", "environment.json", "metrics.jsonl", "genotype.json", "plan.json", "probe.json", "LOCK",
+CONFIG, ENVIRONMENT, METRICS, GENOTYPE, PLAN, PROBE, COST, LOCK = (
+    "config.json", "environment.json", "metrics.jsonl", "genotype.json", "plan.json", "probe.json", "cost.json", "LOCK",
 )  # fmt: skip
 
 

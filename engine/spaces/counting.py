@@ -28,6 +28,8 @@ from .space import (
 )
 
 AUX_CHANNELS = (128, 768)
+# Far beyond what is trained, and small enough to be counted at once (ours).
+MOST_CLASSES, MOST_SIDE = 1 << 20, 1 << 13
 POOLS = ("none", "max_pool_3x3", "avg_pool_3x3")
 
 
@@ -75,15 +77,16 @@ def count(genotype: Genotype, *, channels: int, layers: int, image: int, classes
         ConfigError: for sizes that the network cannot have.
     """
     skeleton = network_skeleton(genotype, channels=channels, layers=layers, stem=stem)
-    if classes < 1:
-        raise ConfigError("classes is too small", got=classes, allowed="1 or more", next="--classes 10")
-    if image < skeleton.stride or image % skeleton.stride:
+    if not 1 <= classes <= MOST_CLASSES:
         raise ConfigError(
-            "the network divides the image's side",
-            got=f"image {image}",
-            allowed=f"a multiple of {skeleton.stride}",
-            next=f"--image {max(1, round(image / skeleton.stride)) * skeleton.stride}",
-        )
+            "classes is out of range", got=classes, allowed=f"1 to {MOST_CLASSES}", next="--classes 10"
+        )  # fmt: skip
+    if image % skeleton.stride or not skeleton.stride <= image <= MOST_SIDE:
+        nearest = min(max(1, round(image / skeleton.stride)), MOST_SIDE // skeleton.stride) * skeleton.stride
+        raise ConfigError(
+            "the network divides the image's side", got=f"image {image}",
+            allowed=f"a multiple of {skeleton.stride} up to {MOST_SIDE}", next=f"--image {nearest}",
+        )  # fmt: skip
     total = _Part(skeleton.channels_out * classes + classes, skeleton.channels_out * classes)
     if skeleton.norm_head:
         total += _Part(2 * skeleton.channels_out)

@@ -19,6 +19,8 @@ StemKind = Literal["cifar", "imagenet"]
 
 ZERO = "none"
 SKIP = "skip_connect"
+# Far beyond what is searched or trained, and small enough to be built at once (ours).
+MOST_CHANNELS, MOST_LAYERS = 1 << 16, 1000
 # The kind of a chain's one cell.
 CHAIN = "chain"
 
@@ -366,10 +368,11 @@ def search_skeleton(space: SearchSpace, *, channels: int, layers: int, stem: Ste
     Raises:
         ConfigError: for a size that the space cannot have.
     """
-    if channels < 2 or channels % 2:
-        raise ConfigError("channels must be even", got=channels, allowed="2, 4, 6, ...", next="--channels 16")
-    if layers < 1:
-        raise ConfigError("layers is too small", got=layers, allowed="1 or more", next="--layers 8")
+    if channels % 2 or not 2 <= channels <= MOST_CHANNELS:
+        allowed = f"2, 4, 6, ... {MOST_CHANNELS}"
+        raise ConfigError("channels must be even and not too many", got=channels, allowed=allowed, next="--channels 16")
+    if not 1 <= layers <= MOST_LAYERS:
+        raise ConfigError("layers is out of range", got=layers, allowed=f"1 to {MOST_LAYERS}", next="--layers 8")
     if space.chain is not None:
         if layers != len(space.chain.layers):
             raise ConfigError(
@@ -380,11 +383,9 @@ def search_skeleton(space: SearchSpace, *, channels: int, layers: int, stem: Ste
     if space.rule == "argmax":
         if layers % 3:
             raise ConfigError(
-                f"layers of space {space.name} fill three equal stages",
-                got=layers,
-                allowed="a multiple of 3",
+                f"layers of space {space.name} fill three equal stages", got=layers, allowed="a multiple of 3",
                 next=f"--layers {max(3, layers // 3 * 3)}",
-            )
+            )  # fmt: skip
         if stem != "cifar":
             raise ConfigError(f"space {space.name} has one stem", got=stem, allowed="cifar", next="--stem cifar")
         return _nasbench201_skeleton(space.cells[0], channels, layers)

@@ -31,6 +31,7 @@ from ..search.journal import Journal, held, last_checkpoint
 from ..settings.train_config import TrainConfig, drop_path_rate, from_json, learning_rate
 from ..supernet.exhausted import is_out_of_memory
 from ..supernet.implementation import device_of
+from .cost import cost_of
 from .images import shared_images
 from .micro_batches import fit_budget
 from .scoring import JUDGED_BATCH, Scores, score
@@ -127,6 +128,7 @@ class _Run:
                 self._close_epoch()
             while self.step < self.total_steps:
                 self._one_step()
+            self._keep_cost()
             with self.ranks.together("the report"):
                 self.journal.report()
         return TrainResult(self.folder.path, self.accuracy, self.best_accuracy, self.peak_bytes)
@@ -258,6 +260,16 @@ class _Run:
         self.journal.row(row)
         self.epoch_closed = True
         self._save(last=self.step == self.total_steps)
+
+    def _keep_cost(self) -> None:
+        """Write what the network costs on this machine; a full disk does not undo a finished training."""
+        if not self.ranks.first:
+            return
+        cost = cost_of(self.student, len(self.images.classes), self.peak_bytes)
+        try:
+            self.journal.json(rundir.COST, cost.to_json_dict())
+        except OSError as error:
+            self.journal.note(f"warning: no {rundir.COST} ({error})")
 
     def _state(self) -> dict[str, Any]:
         images = self.images

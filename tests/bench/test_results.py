@@ -9,7 +9,7 @@ import pytest
 from msgdas.bench.gate import Gate
 from msgdas.bench.results import append, latest, provenance, read, row, summary
 from msgdas.engine.errors import DataError, GateError
-from msgdas.profiles.clocks import cpu_mhz, gpu_mhz
+from msgdas.profiles.clocks import cpu_mhz, gpu_state
 
 GREEN = Gate(True, {"float64": 1e-15}, "compared")
 
@@ -93,4 +93,53 @@ def test_provenance_names_machine_versions_and_commit_but_no_place():
 
 
 def test_clocks_of_a_gpu_that_is_not_there():
-    assert gpu_mhz("GPU-00000000-0000-0000-0000-000000000000") is None
+    state = gpu_state("GPU-00000000-0000-0000-0000-000000000000")
+    assert (state.sm_mhz, state.slowed_by, state.clean, state.disturbances) == (None, None, None, [])
+
+
+GIB_BYTES = 1 << 30
+# A hot GPU that a neighbour shares, a cool one of our own, and one whose driver tells nothing of its clocks.
+GPUS = f"""
+gpu GPU-aaaa {24 * GIB_BYTES} 8.9 NVIDIA GeForce RTX 4090
+gpu GPU-bbbb {80 * GIB_BYTES} 9.0 NVIDIA H100 80GB HBM3
+gpu GPU-cccc {4 * GIB_BYTES} 7.5 NVIDIA T400
+state 0 1410 10501 87 449500 40
+state 1 1980 2619 41 120000 1
+proc 0 4242 {GIB_BYTES}
+"""
+ROW = """
+from dataclasses import replace
+from msgdas.bench import results
+from msgdas.bench.gate import Gate
+from msgdas.bench.gpu import line
+facts, real = results.provenance("bench"), results.gpu_state
+if sys.argv[1]:
+    results.gpu_state = lambda uuid: replace(real(uuid), slowed_by=tuple(sys.argv[1:]))
+figures = {"step_ms": [1.0], "peak_bytes": [1.0]}
+one = results.row("gpu", "x", {"batch": 2}, figures, Gate(True, {}, "compared"), results.behind(facts))
+print(json.dumps({"before": facts["gpus"], "after": one["provenance"]["gpus"], "line": line(one)}))
+"""
+
+
+def test_fault_52_a_row_of_a_slowed_or_shared_gpu_is_marked_not_clean(in_child):
+    found = in_child(ROW, GPUS, "")
+    hot, cool, mute = found["before"]
+    assert (hot["mhz"], hot["temperature_c"], hot["power_w"]) == ({"sm": 1410, "memory": 10501}, 87, 449.5)
+    assert hot["foreign_pids"] == [4242] and hot["clean"] is False
+    assert hot["not_clean"] == ["slowed by heat (hardware)", "other processes (4242)"]
+    assert (cool["clean"], cool["not_clean"], cool["foreign_pids"]) == (True, [], [])
+    assert (mute["clean"], mute["not_clean"], mute["temperature_c"]) == (None, [], None)
+    assert found["after"] == found["before"]
+    assert found["line"].endswith("  not clean: slowed by heat (hardware), other processes (4242)")
+
+
+def test_fault_52_what_began_while_it_was_measured_counts_too(in_child):
+    cool = GPUS.replace(" 449500 40", " 449500 1").replace("proc 0 4242", "# proc 0 4242")
+    assert "not clean" not in in_child(ROW, cool, "")["line"]
+    found = in_child(ROW, cool, "power cap")
+    assert [gpu["clean"] for gpu in found["before"]] == [True, True, None]
+    assert [gpu["clean"] for gpu in found["after"]] == [False, False, False]
+    assert found["after"][0]["not_clean"] == ["slowed by power cap"]
+    ended = in_child(ROW.replace("tuple(sys.argv[1:])", "()"), GPUS, "nothing any more")["after"]
+    assert ended[0]["not_clean"] == ["slowed by heat (hardware)", "other processes (4242)"]
+    assert [gpu["clean"] for gpu in ended] == [False, True, None]

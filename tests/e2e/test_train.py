@@ -55,6 +55,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(tiny(), out=tmp_path_factory.mktemp("train") / "run").path
 
 
+def test_a_training_leaves_what_its_network_costs_here(whole: Path) -> None:
+    cost = json.loads((whole / "cost.json").read_text())
+    assert cost["network"] == {"channels": 4, "layers": 3, "image": 28, "classes": 10, "stem": "cifar"}
+    assert (cost["batch"], cost["micro_batches"], cost["threads"], cost["dtype"]) == (16, 2, 1, "float32")
+    assert cost["training_peak_bytes"] == max(row.get("peak_bytes", 0) for row in read_metrics(whole / "metrics.jsonl"))
+    assert 0 < cost["inference_peak_bytes"] < cost["training_peak_bytes"] and cost["latency_ms"]["median"] > 0
+
+
 @pytest.mark.parametrize("step", [1, 3, 4, 7])
 def test_a_training_resumes_bit_for_bit_from_any_step(whole: Path, tmp_path: Path, step: int) -> None:
     """In mid-epoch, at the end of an epoch, and one step before the end."""
@@ -147,6 +155,8 @@ def test_wrong_input_is_one_line(tmp_path: Path, whole: Path, capsys: pytest.Cap
         (["train", "DARTS_V2", "nasbench201"], 6, "another space"),
         (["train", "DARTS_V2", "demo", "--image", "30"], 2, "multiple of 4"),
         (["train", "DARTS_V2", "demo", "--image", "2"], 2, "multiple of 4"),
+        (["train", "DARTS_V2", "demo", "--layers", "100000000"], 2, "allowed 1 to 1000"),
+        (["train", "DARTS_V2", "--set", "num_classes=11", "--out", str(tmp_path / "c")], 3, "num_classes 11; allowed"),
         (["train", "DARTS_V3", "demo"], 6, "published name"),
         (["train", "DARTS_V2", "nothing"], 2, "unknown recipe"),
         (["train", "DARTS_V2", "--precision", "float16", "--device", "cpu", "--out", str(tmp_path / "a")], 2, "CUDA"),
@@ -169,16 +179,22 @@ def test_random_cells_are_trained_by_their_seed(tmp_path: Path) -> None:
     assert cells[0] == cells[1] != cells[2]
 
 
-def test_weights_of_another_genotype_are_refused(whole: Path, tmp_path: Path) -> None:
+def test_weights_of_another_genotype_are_refused(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     subprocess.run(["cp", "-r", str(whole), str(run)], check=True)
     other = tiny(genotype=json.dumps(published()["PDARTS"]))
     (run / "config.json").write_text(other.to_json())
     with pytest.raises(CheckpointError, match=r"another configuration.*genotype"):
         judge(run)
+    for words in (["eval", str(run)], ["export", str(run)], ["train", "--resume", str(run)]):
+        assert main(words) == 5, words
+        text = capsys.readouterr().err
+        assert "another configuration" in text and "Next: " in text and text.count("\n") == 1, text
 
 
-def test_data_with_other_classes_are_refused(whole: Path, tmp_path: Path) -> None:
+def test_data_with_other_classes_are_refused(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from PIL import Image
 
     for part in ("train", "val"):
@@ -188,6 +204,9 @@ def test_data_with_other_classes_are_refused(whole: Path, tmp_path: Path) -> Non
             Image.new("RGB", (28, 28), (90 * number, 50, 50)).save(folder / "image.png")
     with pytest.raises(ConfigError, match="another number of classes"):
         judge(whole, data=f"imagefolder:{tmp_path}")
+    assert main(["eval", str(whole), "--data", f"imagefolder:{tmp_path}"]) == 2
+    text = capsys.readouterr().err
+    assert f"got 2 in imagefolder:{tmp_path}; allowed 10. Next: msgdas eval" in text and text.count("\n") == 1
 
 
 def test_a_search_is_not_a_training(tmp_path: Path) -> None:

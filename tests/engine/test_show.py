@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -121,10 +122,53 @@ def test_pictures_that_cannot_be_written_beside_the_file(tmp_path: Path) -> None
 def test_show_does_not_import_torch(tmp_path: Path) -> None:
     from_arch(ARCH).save(tmp_path / "cell.json")
     code = (
-        "import sys; from msgdas.engine.show import show; show(sys.argv[1]); "
+        "import sys; from msgdas.engine.report.show import show; show(sys.argv[1]); "
         "sys.exit('torch' in sys.modules or 'matplotlib.pyplot' in sys.modules)"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code, str(tmp_path / "cell.json")], check=True)
+
+
+def test_without_a_measurement_show_says_how_to_take_one(tmp_path: Path) -> None:
+    from_arch(ARCH).save(tmp_path / "cell.json")
+    assert "the same command with --measure" in show(str(tmp_path / "cell.json"))
+    assert json.loads(show(str(tmp_path / "cell.json"), as_json=True))["measured"] is None
+
+
+def test_a_measurement_names_what_it_was_taken_with(tmp_path, capsys):
+    from_arch(ARCH).save(tmp_path / "cell.json")
+    words = ["show", str(tmp_path / "cell.json"), "--channels", "4", "--layers", "3", "--image", "16", "--measure"]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"measured on .*, \d+ threads?, float32, channels_last\n", text)
+    assert re.search(r"latency \d+\.\d\d ms \(\d.* to \d.*; inference, one image, median of \d+ warm runs", text)
+    assert "peak of inference" in text and "peak of a training step" in text and "(batch 8: weights" in text
+    assert main([*words, "--batch", "4", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    found = shown["measured"]
+    assert all(found[key] == shown[key] for key in ("params", "macs", "flops"))
+    assert (found["network"], found["batch"], found["inference_batch"]) == (shown["network"], 4, 1)
+    assert 0 < found["latency_ms"]["min"] <= found["latency_ms"]["median"] <= found["latency_ms"]["max"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--image", "2"], 2, "got image 2; allowed a multiple of 4 up to 8192. Next: --image 4"),
+        (["--image", "100000000"], 2, "Next: --image 8192"),
+        (["--classes", "0"], 2, "got 0; allowed 1 to"),
+        (["--classes", "10000000"], 2, "got 10000000; allowed 1 to"),
+        (["--channels", "1000000"], 2, "allowed 2, 4, 6, ... 65536"),
+        (["--layers", "100000000"], 2, "allowed 1 to 1000"),
+        (["--batch", "4"], 2, "Next: add --measure"),
+        (["--measure", "--batch", "1"], 2, "allowed 2 or more"),
+        (["--measure", "--channels", "4096"], 10, "does not fit this machine"),
+        (["--measure", "--channels", "4", "--layers", "3", "--batch", "100000000"], 10, "Next: a smaller --batch"),
+    ],
+)
+def test_a_size_that_cannot_be_is_one_line(tmp_path, capsys, words, code, message):
+    assert main(["show", "DARTS_V2", "--out", str(tmp_path), *words]) == code
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and "Next: " in error
 
 
 def test_a_run_is_derived_again_within_limits(tmp_path, capsys):

@@ -83,7 +83,7 @@ class Job:
 JOBS = {
     "search": Job("search", ("search", "demo", *flags(SEARCH)), steps.Learner, "weight_step", config.from_json),
     "train": Job(
-        "train", ("train", "random:1", "demo", *flags(TRAIN)), student.Student, "step", train_config.from_json
+        "train", ("train", "random:1", "demo", *flags(TRAIN)), student.Student, "passes", train_config.from_json
     ),
 }  # fmt: skip
 

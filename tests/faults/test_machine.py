@@ -83,12 +83,12 @@ def test_fault_14_a_place_that_takes_no_files(job: Job, whole, tmp_path, capsys)
 
 def test_fault_15_a_training_stops_before_what_is_not_finite(runs, tmp_path, monkeypatch, capsys):
     job, run = JOBS["train"], tmp_path / "run"
-    original = job.owner.step
+    original = job.owner.passes
 
     def poisoned(self, images, labels, number, epoch):
         return original(self, images * float("nan") if number == 3 else images, labels, number, epoch)
 
-    monkeypatch.setattr(job.owner, "step", poisoned)
+    monkeypatch.setattr(job.owner, "passes", poisoned)
     assert main(job.words(run)) == 7
     error = one_line(capsys.readouterr().err)
     assert "not finite" in error and "step 4" in error
@@ -106,7 +106,7 @@ def raises(error: Exception):
 
 
 def test_fault_22_memory_that_never_suffices_ends_in_one_line(job: Job, tmp_path, monkeypatch, capsys):
-    """A search has tried every setting of its ladder first; it ends by itself."""
+    """A search has tried every setting of its ladder first, a training every number of micro-batches."""
     run = tmp_path / "run"
     job.at_step(monkeypatch, 1, raises(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")))
     assert main(job.words(run)) == 10
@@ -114,7 +114,7 @@ def test_fault_22_memory_that_never_suffices_ends_in_one_line(job: Job, tmp_path
     if job.verb == "search":
         assert "not even K=1" in error and all(word in error for word in ("asked", "free", "needed"))
     else:
-        assert "memory ran out" in error and "--batch" in error
+        assert "memory ran out in micro-batches of 2 images" in error and "fewer channels" in error
     assert not [row for row in rows(run) if row["kind"] == "step"]
 
 

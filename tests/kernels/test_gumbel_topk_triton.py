@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -24,6 +25,12 @@ DEVICE = "cpu" if backend.interpreting() else "cuda"
 RELAXATIONS = ("masked", "shared", "soft")
 WAYS = [("union", "rank"), ("subgraphs", "rank"), ("subgraphs", "shuffle")]
 SETTINGS = list(itertools.product(RELAXATIONS, WAYS))
+# Each hands the gates a gradient that is not contiguous.
+GATE_LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
+    "expanded": lambda gates: (gates.sum((0, 1)) ** 2).sum(),
+    "transposed": lambda gates: (gates.mT.contiguous() ** 2 * gates.mT.detach().contiguous()).sum(),
+    "part of a cat": lambda gates: torch.cat([gates.detach(), gates], -1).exp().sum(),
+}
 
 
 def alpha_of(edges: int, operations: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -98,6 +105,21 @@ def test_backward_is_the_gradient_of_the_relaxation(relaxation, way):
         return (gates - gates.detach()) + soft * (gates.detach() != 0)
 
     assert torch.autograd.gradcheck(relaxed, alpha_of(3, 5, torch.float64).requires_grad_())
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("loss", GATE_LOSSES.values(), ids=GATE_LOSSES)
+def test_fault_31_gates_take_any_gradient(way, loss):
+    found = []
+    for function in (ours.gumbel_topk, twin.gumbel_topk):
+        alpha, strides = alpha_of(6, 5, torch.float64).requires_grad_(), []
+        gates = call(function, alpha, k=3, relaxation="soft", mode=way[0], assign=way[1])[1]
+        gates.register_hook(lambda grad, to=strides: to.append(grad.is_contiguous()))
+        loss(gates).backward()
+        assert strides == [False]
+        found.append(alpha.grad)
+    assert found[0].abs().max() > 0
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("way", WAYS)

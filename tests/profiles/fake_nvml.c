@@ -9,6 +9,9 @@
  *   mig DEVICE                          MIG is on
  *   instance DEVICE SLOT UUID TOTAL USED GI CI NAME...
  *   fail DEVICE CODE                    the device's memory cannot be read
+ *   state DEVICE SM_MHZ MEMORY_MHZ CELSIUS MILLIWATTS REASONS
+ *                                       REASONS as the bits, in hex, of NVML's clocks event reasons; without this line of a
+ *                                       device the driver tells none of it
  *   live PATH                           a file of uint64 per device: bytes used now, instead of `at` lines
  *
  * Struct layouts and codes are those of nvml.h 13.
@@ -35,6 +38,8 @@ typedef struct device {
   unsigned long long total, used;
   int major, minor, mig, fault, is_instance, exists;
   unsigned gi, ci;
+  unsigned told, sm_mhz, memory_mhz, celsius, milliwatts;
+  unsigned long long reasons;
   int points, processes;
   point_t timeline[MAX_POINTS];
   process_t process[MAX_PROCESSES];
@@ -82,6 +87,10 @@ static void read_line(const char *line) {
   } else if (!strcmp(word, "fail")) {
     int code;
     if (sscanf(rest, "%u %d", &d, &code) == 2) devices[d].fault = code;
+  } else if (!strcmp(word, "state") && sscanf(rest, "%u", &d) == 1) {
+    device_t *device = &devices[d];
+    device->told = sscanf(rest, "%*u %u %u %u %u %llx", &device->sm_mhz, &device->memory_mhz, &device->celsius,
+                          &device->milliwatts, &device->reasons) == 5;
   } else if (!strcmp(word, "live")) {
     int file = open(rest, O_RDONLY);
     void *map = file < 0 ? MAP_FAILED : mmap(NULL, MAX_DEVICES * 8, PROT_READ, MAP_SHARED, file, 0);
@@ -177,5 +186,31 @@ int nvmlDeviceGetCudaComputeCapability(const device_t *device, int *major, int *
   if (device->is_instance || !device->major) return NOT_SUPPORTED;
   *major = device->major;
   *minor = device->minor;
+  return SUCCESS;
+}
+int nvmlDeviceGetClockInfo(const device_t *device, int type, unsigned *mhz) {
+  NEEDS_INIT;
+  if (!device->told) return NOT_SUPPORTED;
+  if (type != 1 && type != 2) return INVALID_ARGUMENT;
+  *mhz = type == 1 ? device->sm_mhz : device->memory_mhz;
+  return SUCCESS;
+}
+int nvmlDeviceGetTemperature(const device_t *device, int sensor, unsigned *celsius) {
+  NEEDS_INIT;
+  if (!device->told) return NOT_SUPPORTED;
+  if (sensor) return INVALID_ARGUMENT;
+  *celsius = device->celsius;
+  return SUCCESS;
+}
+int nvmlDeviceGetPowerUsage(const device_t *device, unsigned *milliwatts) {
+  NEEDS_INIT;
+  if (!device->told) return NOT_SUPPORTED;
+  *milliwatts = device->milliwatts;
+  return SUCCESS;
+}
+int nvmlDeviceGetCurrentClocksThrottleReasons(const device_t *device, unsigned long long *reasons) {
+  NEEDS_INIT;
+  if (!device->told) return NOT_SUPPORTED;
+  *reasons = device->reasons;
   return SUCCESS;
 }
