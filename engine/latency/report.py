@@ -8,7 +8,7 @@ import torch
 
 from ..atomic import write_atomically
 from ..errors import ConfigError
-from ..report.show import size_of
+from ..report.sizes import size_of
 from ..run.rundir import GENOTYPE
 from ..search.evaluate import random_cells
 from ..spaces.genotype import Genotype

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import RunFolderError
 from ..run.history import LARGEST
 from .compare_page import comparison_page
-from .comparison import ACCURACIES, HEAD, MEASURES, NOTES, Comparison, Run, Spread, comparison, setting_text, table_rows
+from .comparison import ACCURACIES, MEASURES, Comparison, Run, Spread, comparison, setting_text, table_rows
 from .page import save_page
 from .subject import TrainRun
 
@@ -44,8 +44,8 @@ def compare(paths: Sequence[Path], *, out: Path | None = None, as_json: bool = F
 
 
 def _text(made: Comparison, path: Path) -> str:
-    rows = [HEAD, *table_rows(made)[0]]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
+    rows = [made.head, *table_rows(made)[0]]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(made.head))]
     lines = [
         "  ".join(
             value.ljust(width) if column < 2 else value.rjust(width)
@@ -58,7 +58,10 @@ def _text(made: Comparison, path: Path) -> str:
             lines.append(
                 f"{command} {key}: {', '.join(f'{name} {setting_text(value)}' for name, value in values.items())}"
             )
-    return "\n".join([*lines, *NOTES, f"page: {path}"])
+    for place in dict.fromkeys(cost.place for _, cost in made.measured):
+        names = ", ".join(name for name, cost in made.measured if cost.place == place)
+        lines.append(f"measured on {place}: {names}")
+    return "\n".join([*lines, *made.notes, f"page: {path}"])
 
 
 def _as_dict(made: Comparison, path: Path) -> dict[str, Any]:
@@ -85,6 +88,7 @@ def _run_dict(name: str, run: Run) -> dict[str, Any]:
         **{measure.key: _finite(measure.of(run)) for measure in MEASURES},
         "counted_at": None if usual is None else asdict(usual[0]),
         "trained": {**asdict(run.size), **asdict(run.cost)} if isinstance(run, TrainRun) else None,
+        "measured": run.measured.to_json_dict() if isinstance(run, TrainRun) and run.measured else None,
         "skips_by_cell": dict(run.skips), "genotype": run.genotype.to_json_dict() if run.genotype else None,
     }  # fmt: skip
 

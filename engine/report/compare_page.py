@@ -11,9 +11,7 @@ from ..spaces.counting import Cost
 from ..spaces.genotype import Genotype
 from .comparison import (
     ACCURACIES,
-    HEAD,
     MEASURES,
-    NOTES,
     Comparison,
     Run,
     group_name,
@@ -24,7 +22,8 @@ from .comparison import (
 from .draw import draw_cells
 from .overlay import Mark, judged_charts
 from .page import Section, Tile, charts_html, figure_html, page_html, table_html
-from .parts import kinds_text, size_text
+from .parts import kinds_text, measured_table
+from .sizes import size_text
 from .subject import TrainRun
 from .text import escaped, nothing
 
@@ -62,8 +61,8 @@ def _runs(made: Comparison) -> str:
         "<p>Runs that differ in nothing but their seed are averaged: mean \u00b1 standard deviation of a sample, over "
         "the runs that have finished, their number in brackets. No run is chosen for its result.</p>"
     )
-    notes = "".join(f"<li>{escaped(note)}</li>" for note in NOTES)
-    return lead + table_html(HEAD, rows, texts=2, strong=strong) + f'<ul class="faint">{notes}</ul>'
+    notes = "".join(f"<li>{escaped(note)}</li>" for note in made.notes)
+    return lead + table_html(made.head, rows, texts=2, strong=strong) + f'<ul class="faint">{notes}</ul>'
 
 
 def _curves(made: Comparison) -> str:
@@ -112,7 +111,7 @@ def _costs(made: Comparison) -> str:
         if isinstance(run, TrainRun):
             rows.append(_cost_row(name, "trained", run.size, run.cost))
     head = ("run", "size", "network", "parameters", "MACs", "FLOPs = 2 x MACs")
-    return table_html(head, rows, texts=3) or nothing("No run has a cell yet.")
+    return (table_html(head, rows, texts=3) or nothing("No run has a cell yet.")) + measured_table(made.measured, "run")
 
 
 def _cost_row(name: str, which: str, size: NetworkSize, cost: Cost) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..run.history import LARGEST
+from .cost import MeasuredCost
 from .subject import SearchRun, TrainRun, read_run
 from .text import duration
 
@@ -33,12 +34,16 @@ class Measure:
         title: in tables, with its unit.
         of: reads it; NaN where the run does not tell.
         text: shows it.
+        at: what must be equal among runs whose mean is taken, such as the machine that it was measured on.
+        always: whether it has its column where no run tells it.
     """
 
     key: str
     title: str
     of: Callable[[Run], float]
     text: Callable[[float], str]
+    at: Callable[[Run], object] = lambda run: None
+    always: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,28 @@ class Comparison:
     differing: Mapping[str, Mapping[str, Mapping[str, Any]]]
 
     @property
+    def measures(self) -> list[Measure]:
+        """Those that have a column."""
+        runs = [run for _, run in self.named]
+        return [one for one in MEASURES if one.always or any(abs(one.of(run)) < LARGEST for run in runs)]
+
+    @property
+    def measured(self) -> list[tuple[str, MeasuredCost]]:
+        """What the network costs of those runs that tell it."""
+        found = [(name, _measured(run)) for name, run in self.named]
+        return [(name, cost) for name, cost in found if cost is not None]
+
+    @property
+    def notes(self) -> list[str]:
+        """What the measures are."""
+        return [*NOTES, *([MEASURED_NOTE] if self.measured else [])]
+
+    @property
+    def head(self) -> tuple[str, ...]:
+        """Of the table."""
+        return "run", "what", *(measure.title for measure in self.measures)
+
+    @property
     def named(self) -> list[tuple[str, Run]]:
         """All runs with their names."""
         return [pair for group in self.groups for pair in zip(group.names, group.runs, strict=True)]
@@ -96,6 +123,29 @@ def _usual(run: Run, name: str) -> float:
     return math.nan if run.usual_cost is None else float(getattr(run.usual_cost[1], name))
 
 
+def _measured(run: Run) -> MeasuredCost | None:
+    return run.measured if isinstance(run, TrainRun) else None
+
+
+def _latency_ms(run: Run) -> float:
+    cost = _measured(run)
+    return math.nan if cost is None else cost.latency_ms.median
+
+
+def _inference_peak_bytes(run: Run) -> float:
+    cost = _measured(run)
+    return math.nan if cost is None else cost.inference_peak_bytes
+
+
+def _place(run: Run) -> str:
+    cost = _measured(run)
+    return "" if cost is None else cost.place
+
+
+def _mib(value: float) -> str:
+    return f"{value / MIB:,.1f}"
+
+
 def _skips(run: Run) -> float:
     return sum(run.skips.values()) if run.skips else math.nan
 
@@ -106,12 +156,14 @@ def _whole(value: float) -> str:
 
 MEASURES = (
     Measure("accuracy", "accuracy", lambda run: run.accuracy, lambda value: f"{value:.2%}"),
-    Measure("peak_bytes", "peak, MiB", _peak_bytes, lambda value: f"{value / MIB:,.1f}"),
+    Measure("peak_bytes", "peak, MiB", _peak_bytes, _mib),
     Measure("samples_per_s", "samples/s", lambda run: run.history.samples_per_s, _whole),
     Measure("elapsed_s", "time", lambda run: run.history.elapsed_s, duration),
     Measure("params", "parameters, M", lambda run: _usual(run, "params"), lambda value: f"{value / 1e6:,.3f}"),
     Measure("macs", "MACs, M", lambda run: _usual(run, "macs"), lambda value: f"{value / 1e6:,.1f}"),
     Measure("skips", "skips", _skips, lambda value: f"{value:.3g}"),
+    Measure("latency_ms", "latency, ms", _latency_ms, lambda value: f"{value:,.2f}", _place, False),
+    Measure("inference_peak_bytes", "inference, MiB", _inference_peak_bytes, _mib, _place, False),
 )
 ACCURACIES = {"search": "validation, super-net's weights", "train": "test top-1, last epoch"}
 NOTES = (
@@ -119,6 +171,10 @@ NOTES = (
     "top-1 after its last epoch; the two are not to be compared.",
     "peak: of a step; a search's is above what lived before it, a training's holds weights and optimizer too.",
     "parameters, MACs: of the derived network at its family's usual size; skips: skip-connects of its cells.",
+)
+MEASURED_NOTE = (
+    "latency, inference: time and peak memory of one image through the network at the size that it was trained at, on "
+    "the machine that measured it; no mean is taken over different machines, threads or precisions."
 )
 
 
@@ -157,7 +213,13 @@ def _names(places: Sequence[Path]) -> list[str]:
 def _group(members: Sequence[tuple[str, Run]]) -> Group:
     names, runs = zip(*members, strict=True)
     done = [run for run in runs if run.finished]
-    return Group(names, runs, {measure.key: spread([measure.of(run) for run in done]) for measure in MEASURES})
+    return Group(names, runs, {measure.key: spread(_alike(measure, done)) for measure in MEASURES})
+
+
+def _alike(measure: Measure, runs: Sequence[Run]) -> list[float]:
+    """The values that a mean can be taken of: none where they were not taken alike."""
+    known = [run for run in runs if abs(measure.of(run)) < LARGEST]
+    return [measure.of(run) for run in known] if len({measure.at(run) for run in known}) == 1 else []
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -183,17 +245,17 @@ def setting_text(value: object) -> str:
     return "none" if value == "" else str(value)
 
 
-def run_row(name: str, run: Run) -> tuple[str, ...]:
+def run_row(name: str, run: Run, measures: Sequence[Measure]) -> tuple[str, ...]:
     """A run's line of the table: name, what it is, and each measure."""
-    shown = (_shown(measure, measure.of(run)) for measure in MEASURES)
+    shown = (_shown(measure, measure.of(run)) for measure in measures)
     return name, ", ".join(filter(None, (run.config.command, run.unfinished))), *shown
 
 
-def group_row(group: Group) -> tuple[str, ...]:
+def group_row(group: Group, measures: Sequence[Measure]) -> tuple[str, ...]:
     """A group's line: mean, standard deviation and number of its finished runs."""
     done, count = sum(run.finished for run in group.runs), len(group.runs)
     what = f"mean \u00b1 sd ({done})" if done == count else f"mean \u00b1 sd ({done} of {count})"
-    shown = (spread_text(measure, group.spreads[measure.key], done) for measure in MEASURES)
+    shown = (spread_text(measure, group.spreads[measure.key], done) for measure in measures)
     return group_name(group), what if done else "none finished", *shown
 
 
@@ -215,15 +277,12 @@ def _shown(measure: Measure, value: float) -> str:
     return measure.text(value) if abs(value) < LARGEST else "none"
 
 
-HEAD = ("run", "what", *(measure.title for measure in MEASURES))
-
-
 def table_rows(made: Comparison) -> tuple[list[tuple[str, ...]], list[int]]:
     """All lines of the table, and the numbers of those that are of groups."""
-    rows, strong = [], []
+    rows, strong, measures = [], [], made.measures
     for group in made.groups:
-        rows += [run_row(name, run) for name, run in zip(group.names, group.runs, strict=True)]
+        rows += [run_row(name, run, measures) for name, run in zip(group.names, group.runs, strict=True)]
         if len(group.runs) > 1:
             strong.append(len(rows))
-            rows.append(group_row(group))
+            rows.append(group_row(group, measures))
     return rows, strong

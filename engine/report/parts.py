@@ -10,9 +10,11 @@ from ..run.history import Course
 from ..spaces.costs import NetworkSize
 from ..spaces.counting import Cost
 from . import figures
+from .cost import MeasuredCost
 from .page import charts_html, figure_html, folded, table_html
+from .sizes import size_text
 from .subject import Subject
-from .text import escaped, nothing, percent
+from .text import escaped, nothing, percent, quantity
 
 
 def footer(run: Subject) -> str:
@@ -27,11 +29,6 @@ def chance_text(chance: float) -> str:
 def kinds_text(counts: Mapping[str, int]) -> str:
     """`normal 1, reduce 0`."""
     return ", ".join(f"{kind} {number}" for kind, number in counts.items())
-
-
-def size_text(size: NetworkSize) -> str:
-    """`C=36, 20 cells, 32 px, 10 classes`."""
-    return f"C={size.channels}, {size.layers} layers, {size.image} px, {size.classes} classes"
 
 
 def curves_html(history: Course, chance: float, judged: str) -> str:
@@ -68,6 +65,32 @@ def cost_html(size: NetworkSize, cost: Cost, note: str) -> str:
     ]
     table = table_html(("", "count", ""), rows, numbers=(1,))
     return f"<p>{escaped(size_text(size))}, {size.stem} stem. {escaped(note)}</p>{table}"
+
+
+def measured_html(found: MeasuredCost | None) -> str:
+    """What cost.json holds; nothing where there is none."""
+    if found is None:
+        return ""
+    table = table_html(("", "measured", ""), found.facts(), numbers=(1,))
+    return f"<p>Measured at the end of the training, on {escaped(found.place)}.</p>{table}"
+
+
+def measured_table(named: Sequence[tuple[str, MeasuredCost]], what: str) -> str:
+    """The same of several networks, a row each; `what` heads their names."""
+    head = (
+        what, "measured on", "latency, ms", "min to max", "peak of inference, MiB", "peak of a training step, MiB",
+        "batch",
+    )  # fmt: skip
+    rows = [
+        (
+            name, cost.place, quantity(cost.latency_ms.median, "", 2),
+            f"{cost.latency_ms.min:,.2f} to {cost.latency_ms.max:,.2f}",
+            quantity(cost.inference_peak_bytes / figures.MIB, ""), quantity(cost.training_peak_bytes / figures.MIB, ""),
+            str(cost.batch),
+        )
+        for name, cost in named
+    ]  # fmt: skip
+    return table_html(head, rows, texts=2)
 
 
 def blocks_html(blocks: Sequence[tuple[str, str]]) -> str:

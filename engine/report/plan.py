@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ..run.history import number_or_nan
-from ..run.rundir import PLAN, PROBE
+from ..run.rundir import PLAN, PROBE, read_object
 from .figures import MIB
 from .page import folded, table_html
-from .subject import read_object
 from .text import escaped, nothing, number_text, percent, quantity
 
 CHOICES = ("k", "batch", "policy", "mode", "dtype")

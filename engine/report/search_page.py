@@ -23,10 +23,11 @@ from .parts import (
     epochs_html,
     footer,
     kinds_text,
+    measured_table,
     schedules_html,
-    size_text,
 )  # fmt: skip
 from .plan import plan_html
+from .sizes import size_text
 from .subject import SearchRun, TrainRun, trainings_in
 from .text import config_table, duration, environment_table, escaped, nothing, percent, quantity, reproduction
 
@@ -89,6 +90,8 @@ def _trainings(run: SearchRun) -> str:
         "training", "cell", "network", "test top-1", "top-5", "peak, MiB", "images/s", "time", "parameters", "MACs",
     )  # fmt: skip
     table = table_html(head, [_training_row(run, training) for training in found], texts=3)
+    measured = [(training.path.name, training.measured) for training in found if training.measured is not None]
+    table += measured_table(measured, "training")
     lead = "<p>From scratch. Top-1 is of the test images after the last epoch; no epoch is chosen.</p>"
     marked = [(Mark(training.path.name, number), training.history) for number, training in enumerate(found)]
     return lines + lead + table + judged_charts(marked, "training", "test")

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, RunFolderError
-from ..run.rundir import GENOTYPE, METRICS, RunFolder, read_metrics
+from ..errors import ConfigError, EngineError, RunFolderError
+from ..run.rundir import GENOTYPE, METRICS, RunFolder, is_training, read_metrics
 from ..settings.config import from_json
 from ..settings.resources import limits_at
 from ..spaces.constrained import most_probable
@@ -22,29 +22,27 @@ from ..spaces.quantities import LIMITS
 from ..spaces.space import CHAIN, FAMILIES, NASBENCH201, SearchSpace, StemKind, space_named
 from .cost import MeasuredCost
 from .draw import save_cells
+from .sizes import size_of, size_text
+from .subject import TrainRun, read_run
 
 SVG, PNG = "cells.svg", "cells.png"
-IMAGENET_SIDE = 64
-NOT_MEASURED = ["  latency and peak memory on this machine: the same command with --measure"]
+NOT_MEASURED = "  latency and peak memory on this machine: the same command with --measure"
+KEPT = "  of cost.json, from the end of the training; on this machine now: the same command with --measure"
 
 
 @dataclass(frozen=True, slots=True)
 class _Subject:
-    """What is shown: a genotype, with alpha where a run tells it, and the folder for its pictures."""
+    """What is shown: a genotype, with alpha where a run tells it, and the folder for its pictures.
+
+    Attributes:
+        training: the run that it was trained in, where the target is a training's run folder.
+    """
 
     genotype: Genotype
     folder: Path
     epoch: int | None = None
     alpha: Mapping[str, list[list[float]]] | None = None
-
-
-# At which a network is counted unless the user says: those of CIFAR's protocols, and of ImageNet's for the chains.
-USUAL_SIZES = {
-    "darts": NetworkSize(36, 20, 32, 10, "cifar"),
-    "nasbench201": NetworkSize(16, 15, 32, 10, "cifar"),
-    "mobile": NetworkSize(32, 21, 224, 1000, "imagenet"),
-    "fbnet": NetworkSize(16, 22, 224, 1000, "imagenet"),
-}
+    training: TrainRun | None = None
 
 
 def show(
@@ -65,14 +63,16 @@ def show(
 
     Args:
         target: a run folder, a genotype file as `load_any` reads it, or `FILE:NAME`.
-        channels, layers, image, classes, stem: of the derived network. Without them DARTS cells are counted at
+        channels, layers, image, classes, stem: of the derived network. Without them that of a training's run folder
+            is counted as it was trained. Of all else DARTS cells are counted at
             C=36, 20 layers, 32 px, 10 classes, NAS-Bench-201 cells at C=16, 15 layers, and chains at their published
             widths, 224 px, 1000 classes; the stem is ImageNet's from 64 px on, but for NAS-Bench-201.
         limits: as `limits_at` takes them; a run's alpha is derived again within them.
         device_table: file of the latencies that a limit is of.
         out: folder for the pictures, made where missing; otherwise the run folder or the file's folder.
         as_json: whether to return JSON.
-        measured: measures the derived network on this machine; without it nothing is measured and no torch needed.
+        measured: measures the derived network on this machine; without it nothing is measured and no torch needed, and
+            what a training's cost.json holds is shown where it is of the same size.
 
     Raises:
         GenotypeError: where the target is missing or not a genotype.
@@ -80,16 +80,26 @@ def show(
         ConfigError: for a size that the network cannot have.
     """
     subject = _subject(target)
-    size = size_of(subject.genotype.space, channels, layers, image, classes, stem)
+    training = subject.training
+    trained = None if training is None else training.size
+    size = size_of(subject.genotype.space, channels, layers, image, classes, stem, trained)
     if limits:
         subject = replace(subject, genotype=_within(subject, size, limits, device_table))
     cost = count(subject.genotype, **asdict(size))
-    found = None if measured is None else measured(subject.genotype, size)
+    kept = None if training is None or size != trained else training.measured
+    found = kept if measured is None else measured(subject.genotype, size)
+    told = {
+        "trained_at": None if trained is None else asdict(trained),
+        "measured": None if found is None else found.to_json_dict(),
+        "measured_by": None if found is None else "cost.json" if measured is None else "this command",
+    }
     pictures, trouble = _save_pictures(subject, out)
     if as_json:
-        return json.dumps(_as_dict(subject, size, cost, found, pictures), indent=2)
+        return json.dumps(_as_dict(subject, size, cost, pictures) | told, indent=2)
     where = f"pictures: {pictures['svg']}, {pictures['png']}" if pictures else f"no pictures: {trouble}; --out DIR"
-    costs = [*_cost_lines(size, cost), *(NOT_MEASURED if found is None else found.lines())]
+    costs = [*_cost_lines(size, cost, _size_note(training, size)), *([] if found is None else found.lines())]
+    if measured is None:
+        costs.append(NOT_MEASURED if found is None else KEPT)
     return "\n".join([*_cell_lines(subject), *_alpha_lines(subject), *costs, where])
 
 
@@ -103,6 +113,10 @@ def _subject(target: str) -> _Subject:
     if not path.is_dir():
         own = path if path.exists() else Path(target.rpartition(":")[0])
         return _Subject(load_any(target), own.parent)
+    training = _training(path)
+    if training is not None:
+        epoch = None if training.last is None else training.last.number - 1
+        return _Subject(training.genotype, path, epoch, training=training)
     rows = [row for row in read_metrics(path / METRICS) if row.get("kind") == "epoch"]
     last: dict[str, Any] = rows[-1] if rows else {}
     if (path / GENOTYPE).exists():
@@ -120,6 +134,24 @@ def _subject(target: str) -> _Subject:
     return _Subject(
         genotype, path, epoch if isinstance(epoch, int) else None, _known_alpha(genotype, last.get("alpha"))
     )
+
+
+def _training(path: Path) -> TrainRun | None:
+    """The training in a run folder; None for a search, or where the folder cannot be read as a run."""
+    try:
+        run = read_run(path) if is_training(path) else None
+    except EngineError:
+        return None
+    return run if isinstance(run, TrainRun) else None
+
+
+def _size_note(training: TrainRun | None, size: NetworkSize) -> str:
+    """Which size is counted, for a training."""
+    if training is None:
+        return ""
+    if training.size != size:
+        return f", not as it was trained: {size_text(training.size)}, {training.size.stem} stem"
+    return ", as it was trained" + ("" if training.classes else "; its number of classes is not known")
 
 
 def _within(subject: _Subject, size: NetworkSize, texts: Mapping[str, str], device_table: str) -> Genotype:
@@ -160,27 +192,6 @@ def _is_row(space: SearchSpace, row: object) -> bool:
         isinstance(row, list)
         and len(row) == space.num_operations
         and all(type(value) in (int, float) and 0 <= value <= 1 for value in row)
-    )
-
-
-def size_of(
-    family: str,
-    channels: int | None,
-    layers: int | None,
-    image: int | None,
-    classes: int | None,
-    stem: StemKind | None,
-) -> NetworkSize:
-    """Of the derived network that a cell of that family is counted in, as `show` says, where it is not told."""
-    usual = USUAL_SIZES[family]
-    side = usual.image if image is None else image
-    large = side >= IMAGENET_SIDE and family != NASBENCH201.name
-    return NetworkSize(
-        channels=usual.channels if channels is None else channels,
-        layers=usual.layers if layers is None else layers,
-        image=side,
-        classes=usual.classes if classes is None else classes,
-        stem=("imagenet" if large else "cifar") if stem is None else stem,
     )
 
 
@@ -241,20 +252,17 @@ def _alpha_lines(subject: _Subject) -> list[str]:
     return lines
 
 
-def _cost_lines(size: NetworkSize, cost: Cost) -> list[str]:
+def _cost_lines(size: NetworkSize, cost: Cost, note: str) -> list[str]:
     head = "" if cost.params_with_aux is None else f" ({cost.params_with_aux:,} with the auxiliary head)"
     return [
-        f"derived network: C={size.channels}, {size.layers} layers, {size.image} px, {size.classes} classes, "
-        f"{size.stem} stem",
+        f"derived network: {size_text(size)}, {size.stem} stem{note}",
         f"  parameters {cost.params:,}{head}",
         f"  MACs {cost.macs:,} (convolutions and classifier, one image)",
         f"  FLOPs {cost.flops:,} (= 2 x MACs)",
     ]
 
 
-def _as_dict(
-    subject: _Subject, size: NetworkSize, cost: Cost, measured: MeasuredCost | None, pictures: dict[str, str] | None
-) -> dict[str, Any]:
+def _as_dict(subject: _Subject, size: NetworkSize, cost: Cost, pictures: dict[str, str] | None) -> dict[str, Any]:
     return {
         "space": subject.genotype.space,
         "genotype": subject.genotype.to_json_dict(),
@@ -264,6 +272,5 @@ def _as_dict(
         "network": asdict(size),
         **asdict(cost),
         "flops": cost.flops,
-        "measured": None if measured is None else measured.to_json_dict(),
         "pictures": pictures,
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,7 +10,7 @@ from typing import Any
 
 from ..errors import EngineError, GenotypeError
 from ..run.history import Course, Epoch, History, TrainEpoch, TrainHistory
-from ..run.rundir import CONFIG, ENVIRONMENT, GENOTYPE, RunFolder, is_training
+from ..run.rundir import CONFIG, COST, ENVIRONMENT, GENOTYPE, RunFolder, is_training, read_object
 from ..settings import config as search_config
 from ..settings import train_config
 from ..settings.config import SearchConfig
@@ -20,10 +19,10 @@ from ..spaces.costs import NetworkSize
 from ..spaces.counting import Cost, count
 from ..spaces.derive import skip_count
 from ..spaces.genotype import Genotype
-from .show import USUAL_SIZES
+from .cost import MeasuredCost
+from .sizes import USUAL_SIZES
 
 CLASSES = {"fashion-mnist-mini": 10, "fashion-mnist": 10, "cifar10": 10, "cifar100": 100}
-MAX_JSON_BYTES = 1 << 20
 MAX_TRAININGS = 64
 
 
@@ -109,11 +108,16 @@ class SearchRun(Subject):
 
 @dataclass(frozen=True, slots=True)
 class TrainRun(Subject):
-    """A training."""
+    """A training.
+
+    Attributes:
+        measured: what cost.json tells of its network, None where it is missing or damaged.
+    """
 
     config: TrainConfig
     history: TrainHistory
     genotype: Genotype
+    measured: MeasuredCost | None
 
     @property
     def accuracy(self) -> float:
@@ -170,18 +174,8 @@ def _read_training(path: Path) -> TrainRun:
     history = TrainHistory.of(folder.config, folder.read_metrics())
     return TrainRun(
         path=path, config=folder.config, history=history, genotype=folder.config.cells,
-        environment=read_object(path / ENVIRONMENT),
+        environment=read_object(path / ENVIRONMENT), measured=MeasuredCost.stored(read_object(path / COST)),
     )  # fmt: skip
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file, {} where there is none."""
-    try:
-        with open(path, "rb") as file:
-            found = json.loads(file.read(MAX_JSON_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def trainings_in(path: Path) -> tuple[list[TrainRun], list[str]]:

@@ -20,6 +20,7 @@ from .parts import (
     epochs_html,
     footer,
     kinds_text,
+    measured_html,
     schedules_html,
 )  # fmt: skip
 from .subject import TrainRun
@@ -29,13 +30,12 @@ from .text import config_table, duration, environment_table, escaped, percent, q
 def training_page(run: TrainRun) -> str:
     """The page's HTML."""
     config = run.config
-    cost = run.cost if config.auxiliary else dataclasses.replace(run.cost, params_with_aux=None)
     sections = [
         ("cells", "Cell", _cells(run)),
         ("curves", "Loss and accuracy", curves_html(run.history, run.chance, _judged(run))),
         ("schedules", "Schedules", _schedules(run)),
         ("memory", "Memory", memory_html(run.path, run.history)),
-        ("cost", "Cost of the network", cost_html(run.size, cost, "The network that was trained.")),
+        ("cost", "Cost of the network", _cost(run)),
         ("genotype", "Genotype", blocks_html([("JSON", json.dumps(run.genotype.to_json_dict()))])),
         ("epochs", "Epochs and events", _epochs(run)),
         ("config", "Configuration", config_table(config)),
@@ -72,6 +72,11 @@ def _judged(run: TrainRun) -> str:
     return (
         f"Test images are judged at the end of each epoch ({most}all there are{averaged}); the last one is the result."
     )
+
+
+def _cost(run: TrainRun) -> str:
+    cost = run.cost if run.config.auxiliary else dataclasses.replace(run.cost, params_with_aux=None)
+    return cost_html(run.size, cost, "The network that was trained.") + measured_html(run.measured)
 
 
 def _schedules(run: TrainRun) -> str:

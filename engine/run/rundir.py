@@ -25,7 +25,8 @@ from ..settings.train_config import TrainConfig
 CONFIG, ENVIRONMENT, METRICS, GENOTYPE, PLAN, PROBE, COST, LOCK = (
     "config.json", "environment.json", "metrics.jsonl", "genotype.json", "plan.json", "probe.json", "cost.json", "LOCK",
 )  # fmt: skip
-
+# Of a file that `read_object` reads.
+MAX_JSON_BYTES = 1 << 20
 
 Config = TypeVar("Config", SearchConfig, TrainConfig)
 
@@ -176,6 +177,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         if isinstance(row, dict):
             rows.append(row)
     return rows
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, {} where there is none."""
+    try:
+        with open(path, "rb") as file:
+            found = json.loads(file.read(MAX_JSON_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 class MetricsWriter:

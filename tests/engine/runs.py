@@ -1,4 +1,4 @@
-"""Run folders as a search writes them, made without one: believable curves from a seeded generator."""
+"""Run folders as a search and a training write them, made without one: believable curves from a seeded generator."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from msgdas.engine.run.rundir import METRICS, RunFolder
 from msgdas.engine.settings import schedule
 from msgdas.engine.settings.config import SearchConfig, resolved_teacher
 from msgdas.engine.settings.recipes import demo
+from msgdas.engine.settings.train_config import RECIPES
 from msgdas.engine.spaces.derive import derive, probabilities, skip_count
+from msgdas.engine.spaces.genotype_text import published
 from msgdas.engine.spaces.space import space_named
 
+CELL = json.dumps(published()["DARTS_V2"])
 ENVIRONMENT = {
     "msgdas": "0.1.0",
     "commit": "0123456789abcdef0123456789abcdef01234567",
@@ -100,3 +103,37 @@ def small_demo(**overrides) -> SearchConfig:
     """A configuration of the tests' own: it does not change with the recipe's values."""
     mode = {} if "method" in overrides else {"mode": "subgraphs"}
     return demo(**{**SIZES, **mode, **overrides})
+
+
+def training(path: Path, rate: float, epochs: int | None = None, **overrides: Any) -> Path:
+    """A training's folder whose accuracy grows by `rate` an epoch, after `epochs` epochs (all by default)."""
+    config = RECIPES["demo"](**{"genotype": CELL, "layers": 3, "epochs": 3, **overrides})
+    RunFolder.create(path, config, ENVIRONMENT)
+    written: list[dict[str, Any]] = [{"kind": "data", "step": 0, "classes": 10}]
+    for epoch in range(config.epochs if epochs is None else epochs):
+        step = 2 * epoch + 1
+        written.append({"kind": "memory", "epoch": epoch, "step": step, "phase": "training", "peak_bytes": 5 << 20})
+        for number in (step, step + 1):
+            time = {"step_s": 0.5, "samples_per_s": 128.0, "rss_bytes": 1 << 29}
+            written.append(
+                {"kind": "step", "epoch": epoch, "step": number, "loss": 2 / number, "accuracy": 0.3, "lr": 0.1,
+                 "drop_rate": 0.0, "grad_norm": 1.0, "time": time}
+            )  # fmt: skip
+        written.append(
+            {"kind": "epoch", "epoch": epoch, "step": step + 1, "val_loss": 1.5, "val_accuracy": rate * (epoch + 1),
+             "val_top5": 0.9, "best": rate * (epoch + 1), "time": {"eval_s": 1.0}}
+        )  # fmt: skip
+    (path / METRICS).write_text("".join(json.dumps(row) + "\n" for row in written))
+    return path
+
+
+def cost_of(**changes: Any) -> dict[str, Any]:
+    """What cost.json of such a training holds."""
+    return {
+        "network": {"channels": 8, "layers": 3, "image": 28, "classes": 10, "stem": "cifar"}, "params": 9000,
+        "macs": 2_000_000, "flops": 4_000_000,
+        "latency_ms": {"median": 12.345, "min": 12.0, "max": 13.5, "runs": 18}, "inference_batch": 1,
+        "inference_peak_bytes": 3 << 20, "batch": 64, "micro_batches": 2, "training_peak_bytes": 57 << 20,
+        "auxiliary": False, "device": "A processor", "threads": 1, "dtype": "float32", "layout": "channels_last",
+        "clock": "process time", "peak_source": "storage tracker",
+    } | changes  # fmt: skip

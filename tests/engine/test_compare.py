@@ -10,7 +10,6 @@ import statistics
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,39 +24,15 @@ from msgdas.engine.report.report import page
 from msgdas.engine.report.subject import TrainRun, read_run, trainings_in
 from msgdas.engine.report.text import train_command
 from msgdas.engine.run.history import CHOSEN
-from msgdas.engine.run.rundir import METRICS, RunFolder
+from msgdas.engine.run.rundir import METRICS
 from msgdas.engine.settings.train_config import KEYS, RECIPES, TrainConfig, from_json, recipe_named, recipe_values
 from msgdas.engine.spaces.counting import count
 from msgdas.engine.spaces.genotype import from_layers
-from msgdas.engine.spaces.genotype_text import published
 
 sys.path.insert(0, str(Path(__file__).parent))
-from runs import ENVIRONMENT, rows, small_demo, write_run
+from runs import CELL, rows, small_demo, training, write_run
 
-CELL = json.dumps(published()["DARTS_V2"])
 ARCH = json.dumps({"arch": "|nor_conv_3x3~0|+|none~0|avg_pool_3x3~1|+|skip_connect~0|nor_conv_1x1~1|skip_connect~2|"})
-
-
-def training(path: Path, rate: float, epochs: int | None = None, **overrides: Any) -> Path:
-    """A training's folder whose accuracy grows by `rate` an epoch, after `epochs` epochs (all by default)."""
-    config = RECIPES["demo"](**{"genotype": CELL, "layers": 3, "epochs": 3, **overrides})
-    RunFolder.create(path, config, ENVIRONMENT)
-    written: list[dict[str, Any]] = [{"kind": "data", "step": 0, "classes": 10}]
-    for epoch in range(config.epochs if epochs is None else epochs):
-        step = 2 * epoch + 1
-        written.append({"kind": "memory", "epoch": epoch, "step": step, "phase": "training", "peak_bytes": 5 << 20})
-        for number in (step, step + 1):
-            time = {"step_s": 0.5, "samples_per_s": 128.0, "rss_bytes": 1 << 29}
-            written.append(
-                {"kind": "step", "epoch": epoch, "step": number, "loss": 2 / number, "accuracy": 0.3, "lr": 0.1,
-                 "drop_rate": 0.0, "grad_norm": 1.0, "time": time}
-            )  # fmt: skip
-        written.append(
-            {"kind": "epoch", "epoch": epoch, "step": step + 1, "val_loss": 1.5, "val_accuracy": rate * (epoch + 1),
-             "val_top5": 0.9, "best": rate * (epoch + 1), "time": {"eval_s": 1.0}}
-        )  # fmt: skip
-    (path / METRICS).write_text("".join(json.dumps(row) + "\n" for row in written))
-    return path
 
 
 @pytest.fixture
