@@ -163,7 +163,7 @@ MEASURES = (
     Measure("macs", "MACs, M", lambda run: _usual(run, "macs"), lambda value: f"{value / 1e6:,.1f}"),
     Measure("skips", "skips", _skips, lambda value: f"{value:.3g}"),
     Measure("latency_ms", "latency, ms", _latency_ms, lambda value: f"{value:,.2f}", _place, False),
-    Measure("inference_peak_bytes", "inference, MiB", _inference_peak_bytes, _mib, _place, False),
+    Measure("inference_peak_bytes", "inference peak, MiB", _inference_peak_bytes, _mib, _place, False),
 )
 ACCURACIES = {"search": "validation, super-net's weights", "train": "test top-1, last epoch"}
 NOTES = (
@@ -173,7 +173,7 @@ NOTES = (
     "parameters, MACs: of the derived network at its family's usual size; skips: skip-connects of its cells.",
 )
 MEASURED_NOTE = (
-    "latency, inference: time and peak memory of one image through the network at the size that it was trained at, on "
+    "latency, inference peak: time and memory of one image through the network at the size that it was trained at, on "
     "the machine that measured it; no mean is taken over different machines, threads or precisions."
 )
 

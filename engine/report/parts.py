@@ -76,21 +76,22 @@ def measured_html(found: MeasuredCost | None) -> str:
 
 
 def measured_table(named: Sequence[tuple[str, MeasuredCost]], what: str) -> str:
-    """The same of several networks, a row each; `what` heads their names."""
-    head = (
-        what, "measured on", "latency, ms", "min to max", "peak of inference, MiB", "peak of a training step, MiB",
-        "batch",
-    )  # fmt: skip
+    """The same of several networks, a row each; `what` heads their names. Nothing where there is none."""
+    head = (what, "latency, ms", "min to max", "inference peak, MiB", "training peak, MiB", "batch", "measured on")
     rows = [
         (
-            name, cost.place, quantity(cost.latency_ms.median, "", 2),
+            name, quantity(cost.latency_ms.median, "", 2),
             f"{cost.latency_ms.min:,.2f} to {cost.latency_ms.max:,.2f}",
             quantity(cost.inference_peak_bytes / figures.MIB, ""), quantity(cost.training_peak_bytes / figures.MIB, ""),
-            str(cost.batch),
+            str(cost.batch), cost.place,
         )
         for name, cost in named
     ]  # fmt: skip
-    return table_html(head, rows, texts=2)
+    lead = (
+        "<p>Measured at the end of each training: latency (median of warm runs) and peak of inference with one image, "
+        "peak of a training step with its batch.</p>"
+    )
+    return lead + table_html(head, rows, numbers=range(1, 6)) if rows else ""
 
 
 def blocks_html(blocks: Sequence[tuple[str, str]]) -> str:

@@ -45,7 +45,7 @@ def test_a_trainings_page_has_what_was_measured(tmp_path: Path) -> None:
 def test_a_searchs_page_has_that_of_the_trainings_in_its_folder(tmp_path: Path) -> None:
     search = write_run(tmp_path / "search", small_demo(epochs=1, warmup=0))
     training(search / "plain", 0.1)
-    assert "measured on" not in page(search)
+    assert "Measured at" not in page(search)
     measured(search / "trained", cost_of())
     text = page(search)
     assert all(fact in text for fact in (FACTS[0], ">12.35<", ">12.00 to 13.50<", ">3.0<", ">57.0<"))
@@ -68,7 +68,7 @@ def test_the_comparison_has_columns_where_a_run_tells_them(tmp_path: Path) -> No
     runs = [measured(tmp_path / "a", cost_of()), training(tmp_path / "b", 0.1, channels=12)]
     text = compare(runs, out=tmp_path / "page.html")
     head, first, second = text.splitlines()[:3]
-    assert head.split()[-4:] == ["latency,", "ms", "inference,", "MiB"]
+    assert head.split()[-5:] == ["latency,", "ms", "inference", "peak,", "MiB"]
     assert first.split()[-2:] == ["12.35", "3.0"] and second.split()[-2:] == ["none", "none"]
     assert f"measured on {FACTS[0]}: a\n" in text
     assert "no mean is taken over different machines" in text
