@@ -16,9 +16,13 @@ class EngineError(Exception):
         got: the value met, shown as `got ...`.
         allowed: what would have been right, shown as `allowed ...`.
         next: a command or an action, shown as `next: ...`.
+
+    Attributes:
+        what, got, allowed, next: the same.
     """
 
     def __init__(self, what: str, *, got: object = None, allowed: str = "", next: str = "") -> None:
+        self.what, self.got, self.allowed, self.next = what, got, allowed, next
         super().__init__(one_line(what, got=got, allowed=allowed, next=next))
 
 

@@ -23,7 +23,7 @@ from ..run.rundir import METRICS, read_metrics
 from ..settings.train_config import TrainConfig
 from ..spaces.genotype import Genotype
 from ..spaces.space import StemKind
-from ..training.trained import trained
+from ..training.trained import data_for, trained
 
 FORMAT = "msgdas-network-1"
 # What an error may be beyond fp32's own against fp64, in units of the largest logit less its bias (ours).
@@ -94,11 +94,13 @@ def exported(run: Path, name: str = "") -> Exported:
     if not (name.isascii() and name.isidentifier()):
         raise ConfigError("an export's name is a Python name", got=repr(name), allowed="letters, digits, _",
                           next="--name msgdas_net")  # fmt: skip
-    data = load(config, "test")
+    back = "put the data of the training back"
+    with data_for(found.state["classes"], options=(), next=back):
+        data = load(config, "test")
     if len(data.classes) != found.state["classes"]:
         raise ConfigError(
             "the network was trained for another number of classes", got=f"{len(data.classes)} in {config.data}",
-            allowed=f"{found.state['classes']}", next="put the data of the training back",
+            allowed=f"{found.state['classes']}", next=back,
         )  # fmt: skip
     network = Network(
         config.cells, channels=config.channels, layers=config.layers, classes=len(data.classes), stem=config.stem,

@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from ..supernet.implementation import device_of
 from .scoring import judge_of, score
 from .student import Student
-from .trained import trained
+from .trained import data_for, trained
 
 
 def judge(
@@ -29,23 +29,32 @@ def judge(
         as_json: whether to return JSON.
 
     Raises:
-        RunFolderError, ConfigError: no run folder of a training; a data set with another number of classes.
+        RunFolderError, ConfigError: no run folder of a training; a data set with another number of classes; float16
+            without a GPU.
         CheckpointError: no checkpoint, or none that is whole and of this genotype and configuration.
         DataError: as `data.load`.
     """
     config, found = trained(run)
+    # Only training steps are compiled.
     wanted = dataclasses.replace(
-        config, data=data or config.data, device=device or config.device, data_list="" if data else config.data_list
-    )
+        config, data=data or config.data, device=device or config.device, data_list="" if data else config.data_list,
+        compile=False,
+    )  # fmt: skip
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
-    images = judge_of(wanted, limit)
-    classes = found.state["classes"]
+    classes, place = found.state["classes"], device_of(wanted)
+    if wanted.precision == "float16" and place.type != "cuda":
+        raise ConfigError(
+            "a network that was trained in float16 is judged on a GPU", got=f"device {place.type}",
+            allowed="a CUDA device", next=f"msgdas eval {run} --device cuda, where there is one",
+        )  # fmt: skip
+    instead = f"msgdas eval {run}" if data else f"put the data of the training back, or msgdas eval {run} --data STR"
+    with data_for(classes, options=("--data",), next=instead):
+        images = judge_of(wanted, limit)
     if len(images.classes) != classes:
         raise ConfigError(
             "the network was trained for another number of classes", got=f"{len(images.classes)} in {wanted.data}",
             allowed=f"{classes}", next=f"msgdas eval {run} --data {config.data}",
         )  # fmt: skip
-    place = device_of(wanted)
     student = Student(wanted, classes, place)
     student.load_state_dict(found.state["student"])
     scores = score(student.judged_logits, images, place, lambda: False)

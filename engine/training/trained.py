@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ConfigError, DataError
 from ..run import checkpoint
 from ..run.rundir import RunFolder
 from ..settings.train_config import TrainConfig, from_json
@@ -28,3 +31,29 @@ def trained(run: Path) -> tuple[TrainConfig, checkpoint.Checkpoint]:
     for warning in found.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     return config, found
+
+
+@contextmanager
+def data_for(classes: int, *, options: tuple[str, ...], next: str) -> Iterator[None]:
+    """Where data are read for a finished network: what `load` advises is of options of search and train.
+
+    Args:
+        classes: of the network.
+        options: those of the command that reads.
+        next: said instead of advice that names another option.
+
+    Raises:
+        ConfigError: for data of fewer classes than the training drew.
+        DataError: as `data.load`.
+    """
+    try:
+        yield
+    except DataError as error:
+        if "num_classes" in error.next:
+            raise ConfigError(
+                "the network was trained for another number of classes", got=error.got, allowed=f"{classes} or more",
+                next=next,
+            ) from None  # fmt: skip
+        if error.next.startswith("msgdas ") or set(re.findall(r"--[a-z]+", error.next)) <= {*options}:
+            raise
+        raise DataError(error.what, got=error.got, allowed=error.allowed, next=next) from None
