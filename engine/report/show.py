@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, EngineError, RunFolderError
+from ..run.checkpoint_files import damaged
 from ..run.rundir import GENOTYPE, METRICS, RunFolder, is_training, read_metrics
 from ..settings.config import from_json
 from ..settings.resources import limits_at
@@ -88,7 +89,9 @@ def show(
     cost = count(subject.genotype, **asdict(size))
     kept = None if training is None or size != trained else training.measured
     found = kept if measured is None else measured(subject.genotype, size)
+    faults = damaged(Path(target))
     told = {
+        "damaged_checkpoints": faults,
         "trained_at": None if trained is None else asdict(trained),
         "measured": None if found is None else found.to_json_dict(),
         "measured_by": None if found is None else "cost.json" if measured is None else "this command",
@@ -100,7 +103,7 @@ def show(
     costs = [*_cost_lines(size, cost, _size_note(training, size)), *([] if found is None else found.lines())]
     if measured is None:
         costs.append(NOT_MEASURED if found is None else KEPT)
-    return "\n".join([*_cell_lines(subject), *_alpha_lines(subject), *costs, where])
+    return "\n".join([*_cell_lines(subject), *_alpha_lines(subject), *costs, *faults, where])
 
 
 def genotype_of(target: str) -> Genotype:

@@ -1,32 +1,44 @@
 """Checkpoints that survive a kill, a flipped bit and a hostile file.
 
-RUN/checkpoints/step-NNNNNNNNNN/ holds state.pt and manifest.json (format, version, step, configuration,
-SHA-256 and size of state.pt). A checkpoint appears whole by a rename or not at all.
+A checkpoint (see checkpoint_files.py) appears whole by a rename or not at all.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import errno
+import io
 import json
 import os
 import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch._weights_only_unpickler import UnpicklingError  # type: ignore[attr-defined]
 
+from ...profiles.errors import in_words
 from ..errors import CheckpointError, RunFolderError
 from ..settings.config import SearchConfig
 from ..settings.train_config import TrainConfig
+from .checkpoint_files import (
+    FOLDER,
+    MANIFEST,
+    REPLACED,
+    STATE,
+    UNFINISHED,
+    DamagedError,
+    digest_of,
+    folders_of,
+    manifest_of,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 FORMAT = 1
-FOLDER, STATE, MANIFEST = "checkpoints", "state.pt", "manifest.json"
-# Before the name of a checkpoint while another of the same step takes its place.
-REPLACED = ".old-"
 # They say where and how fast, not what is computed.
 FREE_KEYS = {
     "data_root", "download", "keep", "checkpoint_every", "recipe", "workers", "prefetch", "dist_timeout_s",
@@ -61,7 +73,7 @@ def save(run: Path, step: int, state: dict[str, Any], config: SearchConfig | Tra
     root = run / FOLDER
     root.mkdir(exist_ok=True)
     clean(run)
-    temporary, final = root / f".tmp-{step:010d}", root / f"step-{step:010d}"
+    temporary, final = root / f"{UNFINISHED}{step:010d}", root / f"step-{step:010d}"
     try:
         temporary.mkdir()
         # Through our own file object: given a path, torch reports a full disk without its error number.
@@ -75,7 +87,7 @@ def save(run: Path, step: int, state: dict[str, Any], config: SearchConfig | Tra
             "step": step,
             "config": dataclasses.asdict(config),
             "bytes": (temporary / STATE).stat().st_size,
-            "sha256": _digest(temporary / STATE),
+            "sha256": digest_of(temporary / STATE),
         }
         with open(temporary / MANIFEST, "w", encoding="utf-8") as text:
             json.dump(manifest, text, indent=2)
@@ -91,7 +103,7 @@ def save(run: Path, step: int, state: dict[str, Any], config: SearchConfig | Tra
     except OSError:
         clean(run)
         raise
-    for old in _folders(run)[config.keep :]:
+    for old in folders_of(run)[config.keep :]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
@@ -112,19 +124,41 @@ def keep(
     try:
         save(run, step, state, config)
     except OSError as error:
+        room = _room(run, state) if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         if last:
             raise RunFolderError(
-                f"cannot save the checkpoint of step {step}", got=error.strerror or str(error),
+                f"cannot save the checkpoint of step {step}", got=f"{error.strerror or error}{room}",
                 allowed="room on the disk", next=f"free some, then msgdas {verb} --resume {run}",
             ) from None  # fmt: skip
-        return f"warning: no checkpoint at step {step} ({error}); the run goes on"
+        return f"warning: no checkpoint at step {step} ({error}{room}); the run goes on"
     return None
+
+
+class _Counter(io.BytesIO):
+    """Counts what is written into it, and keeps nothing."""
+
+    size_bytes = 0
+
+    def write(self, content: Buffer, /) -> int:
+        self.size_bytes += memoryview(content).nbytes
+        return memoryview(content).nbytes
+
+
+def _room(run: Path, state: dict[str, Any]) -> str:
+    """What a checkpoint needs and what its disk has; "" where that cannot be told."""
+    counter = _Counter()
+    torch.save(state, counter)
+    try:
+        free_bytes = shutil.disk_usage(run).free
+    except OSError:
+        return ""
+    return f"; {in_words(counter.size_bytes)} needed, {in_words(free_bytes)} free"
 
 
 def clean(run: Path) -> None:
     """Remove what a killed process left half written; a checkpoint that it was about to replace comes back."""
     root = run / FOLDER
-    for leftover in root.glob(".tmp-*"):
+    for leftover in root.glob(f"{UNFINISHED}*"):
         shutil.rmtree(leftover, ignore_errors=True)
     for replaced in root.glob(f"{REPLACED}*"):
         final = root / replaced.name.removeprefix(REPLACED)
@@ -142,11 +176,11 @@ def load(run: Path, config: SearchConfig | TrainConfig) -> Checkpoint | None:
             a search never starts from scratch by itself.
     """
     warnings: list[str] = []
-    folders = _folders(run)
+    folders = folders_of(run)
     for folder in folders:
         try:
             return _read(folder, config, tuple(warnings))
-        except _DamagedError as fault:
+        except DamagedError as fault:
             warnings.append(f"checkpoint {folder} is passed over: {fault}")
     if folders:
         raise CheckpointError(
@@ -156,12 +190,8 @@ def load(run: Path, config: SearchConfig | TrainConfig) -> Checkpoint | None:
     return None
 
 
-class _DamagedError(Exception):
-    """A checkpoint that is to be passed over."""
-
-
 def _read(folder: Path, config: SearchConfig | TrainConfig, warnings: tuple[str, ...]) -> Checkpoint:
-    manifest = _manifest(folder)
+    manifest = manifest_of(folder)
     if manifest["format"] > FORMAT:
         raise CheckpointError(
             f"checkpoint {folder} is of a newer format",
@@ -172,27 +202,16 @@ def _read(folder: Path, config: SearchConfig | TrainConfig, warnings: tuple[str,
     _check_config(folder, manifest["config"], config)
     state = folder / STATE
     try:
-        if state.stat().st_size != manifest["bytes"] or _digest(state) != manifest["sha256"]:
-            raise _DamagedError("state.pt is not the file that was written (size or SHA-256 differ)")
+        if state.stat().st_size != manifest["bytes"] or digest_of(state) != manifest["sha256"]:
+            raise DamagedError("state.pt is not the file that was written (size or SHA-256 differ)")
         loaded = torch.load(state, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError) as error:
-        raise _DamagedError(f"state.pt cannot be read ({error})") from None
+        raise DamagedError(f"state.pt cannot be read ({error})") from None
     except UnpicklingError:
-        raise _DamagedError("state.pt holds something else than tensors and plain values, and was not run") from None
+        raise DamagedError("state.pt holds something else than tensors and plain values, and was not run") from None
     if not isinstance(loaded, dict):
-        raise _DamagedError("state.pt holds no state")
+        raise DamagedError("state.pt holds no state")
     return Checkpoint(int(manifest["step"]), loaded, folder, warnings)
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _DamagedError(f"{MANIFEST} cannot be read ({error})") from None
-    keys = {"format": int, "version": str, "step": int, "config": dict, "bytes": int, "sha256": str}
-    if not isinstance(manifest, dict) or not all(isinstance(manifest.get(k), t) for k, t in keys.items()):
-        raise _DamagedError(f"{MANIFEST} lacks {', '.join(keys)}")
-    return manifest
 
 
 def _check_config(folder: Path, stored: dict[str, Any], config: SearchConfig | TrainConfig) -> None:
@@ -207,21 +226,6 @@ def _check_config(folder: Path, stored: dict[str, Any], config: SearchConfig | T
             f"checkpoint {folder} is of another configuration", got=", ".join(different),
             allowed="the configuration of the run folder", next=f"msgdas {config.command} with another --out",
         )  # fmt: skip
-
-
-def _folders(run: Path) -> list[Path]:
-    """Checkpoint folders, the newest first by number; names that are no number are not ours."""
-    found = [
-        (int(path.name.removeprefix("step-")), path)
-        for path in (run / FOLDER).glob("step-*")
-        if path.name.removeprefix("step-").isdecimal()
-    ]
-    return [path for _, path in sorted(found, reverse=True)]
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync_folder(path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from msgdas.engine.errors import CheckpointError
 from msgdas.engine.run import checkpoint
+from msgdas.engine.run.checkpoint_files import digest_of
 from msgdas.engine.settings.recipes import demo
 
 CONFIG = demo()
@@ -105,7 +106,7 @@ def test_fault_08_hostile_pickle_is_refused_and_not_run(run, tmp_path, through_t
     else:
         path.write_bytes(pickle.dumps(Bomb(trace), protocol=2))
     manifest = json.loads((newest(run) / "manifest.json").read_text())
-    manifest |= {"bytes": path.stat().st_size, "sha256": checkpoint._digest(path)}
+    manifest |= {"bytes": path.stat().st_size, "sha256": digest_of(path)}
     (newest(run) / "manifest.json").write_text(json.dumps(manifest))
     expect_fallback(run, "was not run")
     assert not trace.exists()

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from msgdas.engine.cli import main
-from msgdas.engine.run import checkpoint
+from msgdas.engine.run import checkpoint, checkpoint_files
+from msgdas.engine.run.checkpoint_files import digest_of
 from msgdas.engine.settings.recipes import demo
 
 from .jobs import JOBS, Job, back_to, one_line
@@ -122,6 +123,37 @@ def test_fault_07_resume_passes_a_checkpoint_without_a_manifest_over(job: Job, w
     assert_passed_over(job, whole, newest, capsys)
 
 
+def test_fault_07_show_lists_what_is_damaged_and_no_other(runs, tmp_path, capsys):
+    for name, whole in runs.items():
+        assert main(["show", str(whole), "--out", str(tmp_path / name)]) == 0
+        assert "checkpoint step-" not in capsys.readouterr().out
+        run = back_to(whole, tmp_path / name / "run", 6).parents[1]
+        folders = {step: run / "checkpoints" / f"step-{step:010d}" for step in range(1, 7)}
+        (folders[2] / "manifest.json").unlink()
+        (folders[3] / "manifest.json").write_text("")
+        os.truncate(folders[4] / "state.pt", 100)
+        data = bytearray((folders[5] / "state.pt").read_bytes())
+        data[len(data) // 2] ^= 1
+        (folders[5] / "state.pt").write_bytes(data)
+        (folders[6] / "state.pt").unlink()
+        (run / "checkpoints" / ".tmp-0000000007").mkdir()
+        assert main(["show", str(run)]) == 0
+        text = capsys.readouterr().out
+        said = [line for line in text.splitlines() if line.startswith("checkpoint ")]
+        assert [line.split()[1] for line in said] == [f"step-{step:010d}" for step in (7, 6, 5, 4, 3, 2)]
+        whys = ("half written", "state.pt cannot", "SHA-256 differ", "size or", "manifest.json cannot", "manifest.json")
+        assert all(why in line for why, line in zip(whys, said, strict=True))
+        assert main(["show", str(run), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["damaged_checkpoints"] == said
+
+
+def test_fault_07_a_large_state_is_not_read_to_be_shown(runs, tmp_path, monkeypatch):
+    newest = back_to(runs["train"], tmp_path / "run", 1)
+    monkeypatch.setattr(checkpoint_files, "MAX_DIGESTED_BYTES", (newest / "state.pt").stat().st_size - 1)
+    monkeypatch.setattr(checkpoint_files, "digest_of", lambda path: "read")
+    assert checkpoint_files.damaged(tmp_path / "run") == []
+
+
 class Bomb:
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -138,7 +170,7 @@ def test_fault_08_no_command_runs_what_a_checkpoint_holds(runs, tmp_path, capsys
         manifest = json.loads((newest / "manifest.json").read_text())
         manifest |= {
             "bytes": (newest / "state.pt").stat().st_size,
-            "sha256": checkpoint._digest(newest / "state.pt"),
+            "sha256": digest_of(newest / "state.pt"),
         }
         (newest / "manifest.json").write_text(json.dumps(manifest))
     run = str(tmp_path / "train")

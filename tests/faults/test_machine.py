@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,14 @@ def fill(ballast: Path) -> None:
                 continue
 
 
+def assert_room_is_told(text: str, saved: Path) -> None:
+    """Bytes needed are those of a state that was saved, to a hundredth of a MiB; bytes free are not enough."""
+    found = re.findall(r"; ([\d.]+) MiB needed, ([\d.]+) MiB free", text)
+    needed_mib = (saved / "state.pt").stat().st_size / 2**20
+    assert found and all(abs(float(needed) - needed_mib) < 0.02 for needed, _ in found)
+    assert all(float(free) < needed_mib for _, free in found)
+
+
 def test_fault_12_a_full_disk_in_mid_run_costs_checkpoints_and_no_step(job: Job, whole, disk, monkeypatch, capsys):
     """Checkpoints of two steps have no room, which is said each time; the work goes on."""
     run, ballast = disk / "run", disk / "ballast"
@@ -39,6 +48,7 @@ def test_fault_12_a_full_disk_in_mid_run_costs_checkpoints_and_no_step(job: Job,
     assert main(job.words(run)) == 0
     said = capsys.readouterr()
     assert said.out.count("warning: no checkpoint at step") == 2 and "No space left" in said.out
+    assert_room_is_told(said.out, job.last(run).path)
     assert job.last(run).step == STEPS and rows(run)
     assert (run / "genotype.json").read_text() == (whole / "genotype.json").read_text()
 
@@ -49,6 +59,7 @@ def test_fault_12_a_disk_that_stays_full_is_one_line_and_resume_goes_on(job: Job
     assert main(job.words(run)) == 4
     error = capsys.readouterr().err.splitlines()
     assert f"cannot save the checkpoint of step {STEPS}" in one_line(error[-1] + "\n") and "No space" in error[-1]
+    assert_room_is_told(error[-1], job.last(run).path)
     assert not any("Traceback" in line for line in error)
     assert job.last(run).step == 3
     monkeypatch.undo()
