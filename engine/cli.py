@@ -131,7 +131,7 @@ def in_one_line(program: str, act: Callable[[], int], *, debug: bool) -> int:
     except KeyboardInterrupt:
         print(f"{program}: stopped by Ctrl-C", file=sys.stderr)
         return SIGNAL_EXIT + signal.SIGINT
-    except (OSError, RuntimeError, MemoryError) as error:
+    except Exception as error:
         code, text = used_up(error)
         if debug or not code:
             raise
@@ -140,10 +140,9 @@ def in_one_line(program: str, act: Callable[[], int], *, debug: bool) -> int:
 
 
 def used_up(error: BaseException) -> tuple[int, str]:
-    """Exit code and line of an error by which another library says that disk, memory or GPU failed; else (0, "")."""
-    if isinstance(error, OSError):
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            return 0, ""
+    """Exit code and line of an error by which another library says that disk, memory, GPU or compiler failed, or
+    (0, "")."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         next = "free some, then the same command, or --resume RUN where it had begun a run folder"
         return EXIT_CODES[RunFolderError], one_line("no room on the disk", got=error, next=next)
     from .supernet.exhausted import DOUBTFUL_TEXTS, is_out_of_memory
@@ -154,7 +153,15 @@ def used_up(error: BaseException) -> tuple[int, str]:
     if got.startswith("CUDA error:"):
         next = "start the process anew: no call on this GPU can succeed in it; --resume RUN has the last checkpoint"
         return EXIT_CODES[ProfileError], one_line("the GPU failed", got=got, next=next)
-    return 0, ""
+    from ..kernels.backend import build_failure
+
+    reason = build_failure(error)
+    if reason is None:
+        return 0, ""
+    return EXIT_CODES[ConfigError], one_line(
+        'impl = "triton" cannot run', got=reason, allowed="impl reference, which is plain PyTorch",
+        next="the same command with --impl reference, and another --out",
+    )  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -67,7 +67,47 @@ def why_not_triton(device: torch.device) -> str | None:
     major, minor = torch.cuda.get_device_capability(device)
     if major < 8:
         return f"the kernels are built for sm_80 and later, this GPU is sm_{major}{minor}"
+    return _why_not_built(device)
+
+
+@functools.cache
+def _why_not_built(device: torch.device) -> str | None:
+    """None where Triton builds and starts a small kernel on the device, else the reason in a few words."""
+    try:
+        build_one(device)
+    except Exception as error:
+        reason = build_failure(error)
+        if reason is None:
+            raise
+        return reason
     return None
+
+
+def build_one(device: torch.device) -> None:
+    """Draw one of two operations with the sampler's kernel, which is small and needs all that the others need."""
+    alpha_EO, clock = torch.zeros(1, 2, device=device), torch.zeros(2, dtype=torch.int64, device=device)
+    tau = torch.ones((), device=device)
+    _load("gumbel_topk", reference=False)(
+        alpha_EO, clock, tau, k=1, stream=0, relaxation="soft", noise=True, mode="union", assign="rank"
+    )  # fmt: skip
+
+
+def build_failure(error: BaseException) -> str | None:
+    """In a few words why Triton could not build one of these kernels; None for any other error, such as one of CUDA."""
+    frames, at = [], error.__traceback__
+    while at is not None:
+        frames.append(str(at.tb_frame.f_globals.get("__name__")))
+        at = at.tb_next
+    modules = [*(base.__module__ for base in type(error).__mro__), *frames]
+    ours = any(name.startswith(f"{__package__}.") for name in frames)
+    if not ours or not any(name.partition(".")[0] == "triton" for name in modules):
+        return None
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    # The compiler begins with where in the source it stands, and ends with what is wrong.
+    said = lines[-1] if lines[0].startswith("at ") else lines[0]
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "CUDA" in said:
+        return None
+    return f"Triton cannot build a kernel here ({type(error).__name__}: {said[:160]})"
 
 
 def why_not_native() -> str | None:
