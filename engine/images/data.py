@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -112,6 +113,12 @@ def _folder(config: SearchConfig | TrainConfig, part: Part) -> FolderImages:
             next=f"move some images of each class to {root / 'val'}, the others to {root / 'train'}",
         )
     held = FileList.scan(root / "val")
+    same = _same_folder(train_root, root / "val", held.classes)
+    if same is not None:
+        raise DataError(
+            f"images of {root} are in both parts", got=f"{same} is the same folder in train and in val",
+            allowed="test images that are not trained on", next=f"put other images into {root / 'val'}",
+        )  # fmt: skip
     if config.data_list:
         # A list may leave out a class whose training images are all bad.
         held = held.of_classes(listed.classes)
@@ -124,6 +131,14 @@ def _folder(config: SearchConfig | TrainConfig, part: Part) -> FolderImages:
             next="mend the folder tree",
         )
     return FolderImages(name, held.of_classes(chosen), image=image, statistics=train.statistics)
+
+
+def _same_folder(train: Path, held: Path, classes: Sequence[str]) -> str | None:
+    """The whole or a class that both parts reach by links, as a name; copies are what `data check` finds."""
+    for name in (".", *classes):
+        if (train / name).is_dir() and (train / name).samefile(held / name):
+            return held.name if name == "." else name
+    return None
 
 
 def _listed(path: Path, root: Path) -> FileList:

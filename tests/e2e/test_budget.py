@@ -16,6 +16,7 @@ import torch
 from msgdas.engine.cli import main
 from msgdas.engine.learning import steps
 from msgdas.engine.learning.rung import Rung
+from msgdas.engine.memory import probe as probes
 from msgdas.engine.memory.guard import Forecast
 from msgdas.engine.run import checkpoint
 from msgdas.engine.run.rundir import read_metrics
@@ -68,6 +69,21 @@ steps.Learner.weight_step = capped
 sys.exit(main(sys.argv[2:]))
 """
 
+# The probe, in whose process there is next to no memory for the step that it measures.
+STARVED_PROBE = """
+import resource
+from pathlib import Path
+from msgdas.engine.memory import probe as probes
+measure = probe.measure_dearest
+def starved(*order):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    data = next(int(line.split()[1]) for line in lines if line.startswith("VmData:")) * 1024
+    resource.setrlimit(resource.RLIMIT_DATA, (data + (1 << 20),) * 2)
+    return measure(*order)
+probe.measure_dearest = starved
+probe.main()
+"""
+
 
 def words_of(sizes: dict) -> list[str]:
     return [word for name, value in sizes.items() for word in ("--set", f"{name}={value}")]
@@ -88,6 +104,26 @@ def whole(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("search") / "whole"
     search(demo(**SIZES), out=path)
     return path
+
+
+def test_fault_21_a_probe_that_runs_out_of_memory_is_told_and_the_search_goes_on(whole, tmp_path, monkeypatch, capsys):
+    run, real, starved = tmp_path / "run", subprocess.run, []
+
+    def started(command, **options):
+        if command[1:] != ["-m", probes.__name__]:
+            return real(command, **options)
+        starved.append(real([command[0], "-c", STARVED_PROBE], **options))
+        return starved[-1]
+
+    monkeypatch.setattr(subprocess, "run", started)
+    assert main(["search", "demo", *words_of(SIZES | {"budget": "4GiB"}), "--out", str(run)]) == 0
+    (child,) = starved
+    assert child.returncode and "memory" in child.stderr.splitlines()[-1].lower()
+    said = [line for line in capsys.readouterr().out.splitlines() if "the probe measured nothing: " in line]
+    assert len(said) == 1 and "memory" in said[0].lower()
+    kept = json.loads((run / "probe.json").read_text())
+    assert kept["measured_bytes"] is None and kept["ratio"] == 1 and kept["predicted_bytes"] > 0
+    assert not rows_of(run, "event") and rows_of(run, "step") == rows_of(whole, "step")
 
 
 def test_fault_23_a_neighbour_takes_a_third_in_mid_run(whole, in_child, tmp_path):

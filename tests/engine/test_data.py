@@ -6,6 +6,7 @@ import hashlib
 import io
 import pickle
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -217,6 +218,22 @@ def test_fault_35_trees_that_are_no_trees_of_classes(tree: Path, tmp_path: Path)
     photograph(split / "val" / "cow" / "1.jpg")
     with pytest.raises(DataError, match="other classes in train than in val; got cow, dog"):
         load(SearchConfig(data=f"imagefolder:{split}"), "test")
+
+
+@pytest.mark.parametrize("shared", [".", "cat"])
+def test_fault_35_a_folder_that_both_parts_reach(tree: Path, tmp_path: Path, shared: str) -> None:
+    split = tmp_path / "split"
+    split.mkdir()
+    tree.rename(split / "train")
+    photograph(split / "val" / "dog" / "1.jpg")
+    photograph(split / "val" / "cat" / "1.jpg")
+    config = SearchConfig(data=f"imagefolder:{split}")
+    assert len(load(config, "test").labels) == 2
+    shutil.rmtree(split / "val" / shared)
+    (split / "val" / shared).symlink_to(split / "train" / shared)
+    name = "val" if shared == "." else shared
+    with pytest.raises(DataError, match=f"are in both parts; got {name} is the same folder"):
+        load(config, "test")
 
 
 def test_fault_35_labels_must_match_images_and_classes() -> None:
