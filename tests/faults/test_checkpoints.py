@@ -152,6 +152,10 @@ def test_fault_07_a_large_state_is_not_read_to_be_shown(runs, tmp_path, monkeypa
     monkeypatch.setattr(checkpoint_files, "MAX_DIGESTED_BYTES", (newest / "state.pt").stat().st_size - 1)
     monkeypatch.setattr(checkpoint_files, "digest_of", lambda path: "read")
     assert checkpoint_files.damaged(tmp_path / "run") == []
+    os.truncate(newest / "state.pt", (newest / "state.pt").stat().st_size - 1)
+    monkeypatch.setattr(checkpoint_files, "MAX_DIGESTED_BYTES", 0)
+    (said,) = checkpoint_files.damaged(tmp_path / "run")
+    assert "size or" in said
 
 
 class Bomb:
