@@ -20,6 +20,8 @@ from .variants import AUTOGRAD, SWEPT, published, sampled
 COLOURS = dict(zip(SWEPT, (RED, PURPLE, GREEN), strict=True))
 # Published methods by the K that they are: all operations, or one path.
 MARKERS = {"darts": "s", "pc-darts": "D", "gdas": "^"}
+# Of a chart of searches, percent; cells below have collapsed, and none is above.
+LEAST_SHOWN, MOST_SHOWN = 70.0, 95.5
 DBI_COLOURS = {"off": RED, "dropout": ORANGE, "dropblock": GREEN}
 Value = Callable[[Row], float]
 
@@ -98,27 +100,51 @@ def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
 
 @matplotlib.rc_context(STYLE)
 def quality_and_cost(rows: Sequence[Row], title: str) -> Figure:
-    """Accuracy of the found cells over CPU minutes: every seed as a dot, the mean of each method as a line."""
-    figure, axes = chart(5.6, 3.6)
+    """Accuracy of the found cells over CPU minutes, a panel for each `where` of the rows.
+
+    Every seed is a dot, the means of each method are a line; what is below LEAST_SHOWN is a triangle on the edge.
+    """
+    places = list(dict.fromkeys(one["where"] for one in rows))
     colours = dict(zip(dict.fromkeys(one["method"] for one in rows), (GREEN, BLUE, ORANGE, PURPLE, RED, INK) * 4))
-    for method, colour in colours.items():
-        costs: dict[tuple[float, float], list[Row]] = {}
-        for one in rows:
-            if one["method"] == method:
-                costs.setdefault((one["budget_minutes"] or 0.0, one["budget_passes"] or 0.0), []).append(one)
-        means = []
-        for seeds in costs.values():
-            minutes = sum(one["cpu_s"] for one in seeds) / len(seeds) / 60
-            means.append((minutes, sum(one["accuracy"] for one in seeds) / len(seeds)))
-            axes.plot([one["cpu_s"] / 60 for one in seeds], [one["accuracy"] for one in seeds], color=colour,
-                      marker=".", markersize=4, linestyle="", alpha=0.5)  # fmt: skip
-        axes.plot(*zip(*sorted(means)), color=colour, marker="o", markersize=5, label=method)
-    _log(axes, "x")
-    axes.set_xlabel("cost of a search, CPU minutes")
-    axes.set_ylabel("test accuracy of the found cell, %")
-    axes.set_title(title, loc="left", fontsize=9, color=INK)
-    figure.legend(loc="outside right upper")
+    figure = Figure(figsize=(2.3 * len(places) + 1.2, 3.4), facecolor=PAPER, layout="constrained")
+    panels = figure.subplots(1, len(places), squeeze=False, sharex=True, sharey=True)[0]
+    for axes, place in zip(panels, places, strict=True):
+        for method, colour in colours.items():
+            own = [one for one in rows if (one["where"], one["method"]) == (place, method)]
+            if own:
+                _method_on(axes, own, method, colour)
+        _log(axes, "x")
+        axes.set_ylim(LEAST_SHOWN - 1, MOST_SHOWN)
+        axes.set_title(place.replace(", ", "\n", 1), fontsize=8)
+    figure.supxlabel("cost of a search, CPU minutes", fontsize=9)
+    panels[0].set_ylabel("test accuracy of the found cell, %")
+    figure.suptitle(title, fontsize=9, color=INK)
+    named = {line.get_label(): line for axes in panels for line in axes.lines if line.get_label() in colours}
+    figure.legend(named.values(), named.keys(), loc="outside right upper")
     return figure
+
+
+def _method_on(axes: Axes, rows: Sequence[Row], method: str, colour: str) -> None:
+    """One method's searches of a panel; one whose CPU time is not whole stands at the mean of its budget's others."""
+    budgets: dict[tuple[float, float], list[Row]] = {}
+    for one in rows:
+        budgets.setdefault((one["budget_minutes"] or 0.0, one["budget_passes"] or 0.0), []).append(one)
+    means = []
+    for seeds in budgets.values():
+        whole = [one["cpu_s"] / 60 for one in seeds if one["cpu_s_is_whole"]]
+        mean = sum(whole) / len(whole) if whole else seeds[0]["budget_minutes"] or 0.0
+        means.append((mean, sum(one["accuracy"] for one in seeds) / len(seeds)))
+        for one in seeds:
+            _point(axes, one["cpu_s"] / 60 if one["cpu_s_is_whole"] else mean, one["accuracy"], ".", colour, alpha=0.5)
+    for minutes, accuracy in means:
+        _point(axes, minutes, accuracy, "o", colour)
+    costs, accuracies = zip(*sorted(means), strict=True)
+    axes.plot(costs, [max(value, LEAST_SHOWN) for value in accuracies], color=colour, label=method)
+
+
+def _point(axes: Axes, minutes: float, accuracy: float, marker: str, colour: str, alpha: float = 1.0) -> None:
+    shape = marker if accuracy >= LEAST_SHOWN else "v"
+    axes.plot(minutes, max(accuracy, LEAST_SHOWN), color=colour, marker=shape, markersize=5, alpha=alpha)
 
 
 @matplotlib.rc_context(STYLE)

@@ -185,8 +185,8 @@ def figures(rows: Sequence[Row]) -> dict[str, Figure]:
             found["bench-pareto"] = memory_and_time(peaks, times, run)
     searches = evaluated(rows)
     if searches:
-        named = [{**one, "method": f"{one['method']}, {where(one)}"} for one in searches]
-        found["bench-quality"] = quality_and_cost(named, f"NAS-Bench-201\n{searches[0]['provenance']['machine']}")
+        placed = [{**one, "where": where(one)} for one in searches]
+        found["bench-quality"] = quality_and_cost(placed, searches[0]["provenance"]["machine"])
     collapse = _of(rows, "collapse")
     if collapse:
         found["bench-collapse"] = skips_over_time(collapse, collapse[0]["provenance"]["machine"])

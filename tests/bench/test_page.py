@@ -50,7 +50,8 @@ def quality_rows(methods=("msg", "darts"), minutes=(2.0, 8.0)):
                     "kind": "quality", "method": method, "seed": seed, "budget_minutes": budget, "budget_passes": None,
                     "accuracy": 90 + 4 * chance.random() if seed else 10.0, "regret": 1.0, "tau": 0.5,
                     "tau_of_parameters": 0.57, "cpu_s": 60 * budget * (1 + 0.1 * chance.random()),
-                    "sample_passes": 1000, "space": "nasbench201", "provenance": FACTS,
+                    "cpu_s_is_whole": seed != EVALUATION_SEEDS[0], "sample_passes": 1000, "space": "nasbench201",
+                    "provenance": FACTS,
                     "settings": {"layers": 3, "channels": 16, "image": 8},
                 }  # fmt: skip
 
