@@ -73,7 +73,7 @@ sys.exit(main(sys.argv[2:]))
 STARVED_PROBE = """
 import resource
 from pathlib import Path
-from msgdas.engine.memory import probe as probes
+from msgdas.engine.memory import probe
 measure = probe.measure_dearest
 def starved(*order):
     lines = Path("/proc/self/status").read_text().splitlines()
