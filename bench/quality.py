@@ -170,8 +170,7 @@ def report(
     table = Table.read(arguments.table)
     if arguments.only_report:
         rows = rows_of(arguments.out, kind)
-        asked = json.loads(json.dumps(asdict(settings)))
-        rows = [row for row in rows if row["settings"] == asked]
+        rows = [row for row in rows if row["settings"] == asdict(settings)]
         rows = [row for row in rows if row["seed"] in arguments.seeds]
     else:
         bench = Bench(settings, arguments.data, table, arguments.runs, f"{command.PROGRAM} {words}", kind)
