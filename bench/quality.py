@@ -83,10 +83,11 @@ def run(
 
 def table_text(table: Table, rows: Sequence[Mapping[str, Any]], against: str = "msg") -> str:
     """Means by budget and method beside what needs no search, and paired tests of `against` with each other method."""
-    lines = [f"{'':42} {'accuracy, mean +- sd':40} {'regret':>7} {'below 91':>9} {'tau':>6} {'params':>7} {'CPU s':>7}"]
+    taus = f"{'tau':>6} {'train':>6} {'params':>7}"
+    lines = [f"{'':42} {'accuracy, mean +- sd':40} {'regret':>7} {'below 91':>9} {taus} {'CPU s':>7}"]
     found = yardsticks(table)
     lines += [f"{name:42} {found[name]:.2f}" for name in YARDSTICKS]
-    lines.append(f"{TAU_OF_PARAMETERS:42} {'':59}{found[TAU_OF_PARAMETERS]:5.2f}")
+    lines.append(f"{TAU_OF_PARAMETERS:42} {'':66}{found[TAU_OF_PARAMETERS]:5.2f}")
 
     def budget(row: Mapping[str, Any]) -> tuple[float, float]:
         return row["budget_minutes"] or 0.0, row["budget_passes"] or 0
@@ -103,12 +104,18 @@ def table_text(table: Table, rows: Sequence[Mapping[str, Any]], against: str = "
 
 
 def _method_line(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    means = {key: summary([row[key] for row in rows]).mean for key in ("regret", "tau", "tau_of_parameters", "cpu_s")}
     bad = sum(row["accuracy"] < LEAST_GOOD for row in rows)
     return (
-        f"{name:42} {summary([row['accuracy'] for row in rows])!s:40} {means['regret']:7.2f} {bad:4} of {len(rows):2} "
-        f"{means['tau']:6.2f} {means['tau_of_parameters']:7.2f} {means['cpu_s']:7.0f}"
+        f"{name:42} {summary([row['accuracy'] for row in rows])!s:40} {mean_text(rows, 'regret'):>7} "
+        f"{bad:4} of {len(rows):2} {mean_text(rows, 'tau'):>6} {mean_text(rows, 'tau_training'):>6} "
+        f"{mean_text(rows, 'tau_of_parameters'):>7} {mean_text(rows, 'cpu_s', 0):>7}"
     )
+
+
+def mean_text(rows: Sequence[Mapping[str, Any]], key: str, digits: int = 2) -> str:
+    """Mean of a figure over the rows; a dash where one has none, as those of older versions."""
+    values = [row.get(key) for row in rows]
+    return "-" if None in values else f"{summary(values).mean:.{digits}f}"
 
 
 def paired_lines(groups: Mapping[str, Sequence[Mapping[str, Any]]], against: str) -> Iterator[str]:

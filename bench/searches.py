@@ -249,27 +249,30 @@ class Bench:
         return f"{self.command} --space {self.settings.space} {epochs} --seeds {seed} {asked} --table FILE --data DATA"
 
     def _ranking(self, config: SearchConfig, folder: Path) -> dict[str, float]:
-        """Kendall's tau of the super-net's losses, and of the numbers of parameters, on the same random cells.
+        """Kendall's tau of the super-net's losses on the same random cells, and of their numbers of parameters.
 
-        Cells of the space, so that the super-net has trained all of their operations.
+        `tau` by held-out images, `tau_training` by those that the weights were trained on. Cells of the space, so that
+        the super-net has trained all of their operations.
         """
-        found = checkpoint.load(folder, config)
-        assert found is not None
+        last = checkpoint.load(folder, config)
+        assert last is not None
         learner, _, _ = build_learner(config, torch.device("cpu"), len(self.dataset.classes))
-        learner.load_state_dict(found.state["learner"])
-        _, indices = split_halves(self.dataset.labels, seed=config.seed)
+        learner.load_state_dict(last.state["learner"])
+        trained, _ = split_halves(self.dataset.labels, seed=config.seed, limit=config.limit)
+        _, held_out = split_halves(self.dataset.labels, seed=config.seed)
         operations = space_named(self.settings.space).names_of("cell")[0]
         chosen = np.random.default_rng(config.seed).choice(
             self.table.indices_of(operations), self.settings.ranked_cells
         )
-        with Batches(self.dataset, indices, batch=250, seed=0, stream="rank", augment=False) as batches:
-            held = list(batches.sequential(self.settings.eval_images))
-        losses = [loss_of(learner, self.table, int(index), held) for index in chosen]
         accuracy = self.table.test_200[chosen]
-        return {
-            "tau": kendall_tau([-loss for loss in losses], accuracy),
-            "tau_of_parameters": kendall_tau(self.table.params[chosen], accuracy),
-        }
+        found = {"tau_of_parameters": kendall_tau(self.table.params[chosen], accuracy)}
+        for name, indices in (("tau", held_out), ("tau_training", trained)):
+            size = min(250, len(indices))
+            with Batches(self.dataset, indices, batch=size, seed=0, stream="rank", augment=False) as batches:
+                judging = list(batches.sequential(min(self.settings.eval_images, len(indices))))
+            losses = [loss_of(learner, self.table, int(index), judging) for index in chosen]
+            found[name] = kendall_tau([-loss for loss in losses], accuracy)
+        return found
 
 
 def _judgement(found: Found) -> dict[str, Any]:

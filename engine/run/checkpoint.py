@@ -62,6 +62,15 @@ class Checkpoint:
     path: Path
     warnings: tuple[str, ...]
 
+    def require_images(self, fingerprint: str, *, verb: str) -> None:
+        """CheckpointError where the run's images are not those of that fingerprint; `verb` begins one anew."""
+        made_with = self.state["fingerprint"]
+        if made_with != fingerprint:
+            raise CheckpointError(
+                f"checkpoint {self.path} was made with other images", got=fingerprint, allowed=made_with,
+                next=f"put the data back, or {verb} anew without --resume",
+            )  # fmt: skip
+
 
 def save(run: Path, step: int, state: dict[str, Any], config: SearchConfig | TrainConfig) -> Path:
     """Write a checkpoint and drop all but the newest `config.keep`.

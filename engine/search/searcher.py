@@ -17,7 +17,7 @@ from torch import Tensor
 from ...profiles.device import process_rss_bytes
 from ...profiles.errors import BudgetError
 from ...profiles.room import ReadRoom
-from ..errors import CheckpointError, FollowedError, InterruptedSearchError, NumericsError
+from ..errors import FollowedError, InterruptedSearchError, NumericsError
 from ..images.batches import Batch
 from ..learning.assembly import build_learner
 from ..learning.steps import AlphaResult, Moment, WeightResult
@@ -360,11 +360,7 @@ class _Run:
         }  # fmt: skip
 
     def _restore(self, start: checkpoint.Checkpoint) -> None:
-        if start.state["fingerprint"] != self.halves.fingerprint:
-            raise CheckpointError(
-                f"checkpoint {start.path} was made with other images", got=self.halves.fingerprint,
-                allowed=start.state["fingerprint"], next="put the data back, or search anew without --resume",
-            )  # fmt: skip
+        start.require_images(self.halves.fingerprint, verb="search")
         self.learner.load_state_dict(start.state["learner"])
         self.step, self.epoch_closed = start.step, start.state["epoch_closed"]
         self.val_accuracy = start.state["val_accuracy"]

@@ -19,7 +19,7 @@ from ...profiles.device import process_rss_bytes
 from ...profiles.errors import BudgetError
 from ...profiles.meter import measure
 from ...profiles.room import ReadRoom
-from ..errors import CheckpointError, FollowedError, InterruptedSearchError
+from ..errors import FollowedError, InterruptedSearchError
 from ..images.batches import Batch
 from ..memory.guard import context_bytes, release, room_of
 from ..run import checkpoint, rundir
@@ -281,11 +281,7 @@ class _Run:
         }  # fmt: skip
 
     def _restore(self, start: checkpoint.Checkpoint) -> None:
-        if start.state["fingerprint"] != self.images.fingerprint:
-            raise CheckpointError(
-                f"checkpoint {start.path} was made with other images", got=self.images.fingerprint,
-                allowed=start.state["fingerprint"], next="put the data back, or train anew without --resume",
-            )  # fmt: skip
+        start.require_images(self.images.fingerprint, verb="train")
         self.student.load_state_dict(start.state["student"])
         self.step, self.epoch_closed = start.step, start.state["epoch_closed"]
         self.accuracy, self.best_accuracy = start.state["accuracy"], start.state["best_accuracy"]
