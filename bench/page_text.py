@@ -56,8 +56,8 @@ QUALITY = """
 Searches on CIFAR-10 in the space of NAS-Bench-201, each found cell looked up in the table: its test accuracy after 200
 epochs. The settings were fixed on other seeds than these; small super-nets, two cores, CPU minutes of the process.
 *tau*: Kendall's with the table's accuracy on the same random cells, of the super-net's losses on held-out images and on
-those it was trained on, and of the number of parameters. Every mean stands with all its searches, none is left out. `nasbench201-conv-skip` leaves `none` and
-pooling out of every edge and is not MSG-DAS: [quality.md](quality.md).
+those that it was trained on, and of the number of parameters. Every mean stands with all its searches, none is left
+out. `nasbench201-conv-skip` leaves `none` and pooling out of every edge and is not MSG-DAS: [quality.md](quality.md).
 
 ![Quality against cost](bench-quality.png)
 *Dots are searches, large ones their means; a triangle is below 70 %.*
