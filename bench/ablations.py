@@ -28,6 +28,7 @@ AXES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "gate": {
         "recompute": {"gate": "recompute"}, "restricted": {"gate": "restricted"}, "score": {"gate": "score"},
         "contrast": {"gate": "score", "reward": "contrast"},
+        "leave-one-out": {"gate": "score", "reward": "leave-one-out"},
     },
     "dbi": {"off": {"dbi": "off"}, "dropout": {"dbi": "dropout"}},
     "teacher": {"none": {"teacher": "none"}, "supernet": {"teacher": "supernet"}, "ema": {"teacher": "ema"}},

@@ -82,13 +82,14 @@ def _indices_by_columns(table: Table) -> dict[tuple[int, ...], int]:
     return {tuple(columns[name] for name, _ in pairs_of(arch)): index for index, arch in enumerate(table.archs)}
 
 
-def table_config(seed: int, *, k: int = 1, alpha_lr: float = ALPHA_LR) -> SearchConfig:
+def table_config(seed: int, *, k: int = 1, alpha_lr: float = ALPHA_LR, reward: str = "mean") -> SearchConfig:
     """The configuration of a search on the table; its network is as small as can be, since it never runs."""
     size = {"space": "nasbench201", "channels": 2, "layers": 3, "image": 4, "batch": 2}
     return build(
         {
             **size, "recipe": "table", "k": k, "mode": "subgraphs", "gate": "score", "alpha_lr": alpha_lr,
             "alpha_weight_decay": 0.0, "dbi": "off", "teacher": "none", "seed": seed, "impl": "reference",
+            "reward": reward,
         },
         {},
     )  # fmt: skip
@@ -123,17 +124,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--evaluations", type=int, default=EVALUATIONS)
     parser.add_argument("--k", type=int, default=1)
     parser.add_argument("--alpha-lr", type=float, default=ALPHA_LR)
+    parser.add_argument("--reward", default="mean", help="of the score estimator; all but mean need a k of 2 or more")
     arguments = parser.parse_args(argv)
     table = Table.read(arguments.table)
     torch.set_num_threads(1)
     found = []
     for seed in arguments.seeds:
-        config = table_config(seed, k=arguments.k, alpha_lr=arguments.alpha_lr)
+        config = table_config(seed, k=arguments.k, alpha_lr=arguments.alpha_lr, reward=arguments.reward)
         result = table_search(table, config, arguments.evaluations)
         found.append((result, random_search(table, seed, arguments.evaluations)))
         row = {
             "kind": "table", **asdict(result), "random": asdict(found[-1][1]), "k": arguments.k,
-            "alpha_lr": arguments.alpha_lr,
+            "alpha_lr": arguments.alpha_lr, "reward": arguments.reward,
         }  # fmt: skip
         if arguments.out is not None:
             append_row(arguments.out, row)

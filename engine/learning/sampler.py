@@ -10,7 +10,7 @@ every edge the K ranks are K different operations.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -143,16 +143,20 @@ class Sampler(nn.Module):
             }
             log_probability = None
             if grad and self.config.gate == "score":
-                log_p = [self._log_probability(kind, indices_EK) for kind, (_, indices_EK) in drawn.items()]
-                log_probability = torch.stack(log_p).sum()
+                log_p = [self._log_probability(kind, *of_kind) for kind, of_kind in drawn.items()]
+                log_probability = torch.stack(log_p).sum(0)
         networks = tuple(
             {kind: paths[number] for kind, (paths, _) in drawn.items()}
             for number in range(len(next(iter(drawn.values()))[0]))
         )
         return Sample(networks, {kind: indices_EK for kind, (_, indices_EK) in drawn.items()}, log_probability)
 
-    def _log_probability(self, kind: str, indices_EK: Tensor) -> Tensor:
-        return gumbel_topk.log_probability(_log_softmax(self.logits(kind)), indices_EK.long()).sum()
+    def _log_probability(self, kind: str, networks: Sequence[CellPaths], indices_EK: Tensor) -> Tensor:
+        """Of one cell type, as `Sample` has it."""
+        log_p_EO = _log_softmax(self.logits(kind))
+        if self.config.reward == "leave-one-out":
+            return torch.stack([log_p_EO.gather(1, network.indices_EK.long()).sum() for network in networks])
+        return gumbel_topk.log_probability(log_p_EO, indices_EK.long()).sum()
 
     def _draw_cell(
         self, spec: CellSpec, rule: Rule, clock: Tensor, stream: int, tau: float | Tensor

@@ -313,8 +313,7 @@ class Learner:
             leaves.backward()
         if self.config.gate == "score":
             assert sample.log_probability is not None
-            contrast = self.config.reward == "contrast"
-            self.score_baseline.backward(losses, sample.log_probability, contrast=contrast)
+            self.score_baseline.backward(losses, sample.log_probability, self.config.reward)
         if self.cost is not None:
             self.cost.add_to([alpha.grad for alpha in self._alphas if alpha.grad is not None], loss)
         penalty = self.sampler.penalty()

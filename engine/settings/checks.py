@@ -191,9 +191,9 @@ def check_data(config: SearchConfig) -> None:
 
 def check_estimator(config: SearchConfig) -> None:
     """Of draws and gates. Raises ConfigError."""
-    if config.reward == "contrast" and (config.gate != "score" or config.mode != "subgraphs" or config.k < 2):
+    if config.reward != "mean" and (config.gate != "score" or config.mode != "subgraphs" or config.k < 2):
         raise ConfigError(
-            "the contrast holds the first of several sub-graphs against the others",
+            f"reward {config.reward} compares several sub-graphs",
             got=f"gate {config.gate}, mode {config.mode}, k {config.k}",
             allowed="gate score, mode subgraphs, k of 2 or more",
             next="--set gate=score --set mode=subgraphs --k 2",

@@ -133,9 +133,10 @@ class SearchConfig:
     alpha_half: Literal["alpha", "w"] = key(
         "alpha", "images of the steps on alpha: a half of their own, or the W step's batch (SNAS)", flag=False
     )
-    reward: Literal["mean", "contrast"] = key(
+    reward: Literal["mean", "contrast", "leave-one-out"] = key(
         "mean",
-        "what the score estimator lowers: the sub-graphs' mean loss, or the first one's less that of the others (ours)",
+        "what the score estimator lowers: the sub-graphs' mean loss, the first one's less that of the others, or "
+        "each one's less that of the others (Kool et al. 2019)",
         flag=False,
     )
     tau_max: float = key(10.0, "temperature of the first epoch (GDAS: 10)", flag=False)

@@ -66,8 +66,8 @@ class Sample:
     Attributes:
         networks: the K sub-graphs, or the one network of mode `union`; paths by cell type.
         indices: sampled operations in rank order, int64 [E, K] by cell type.
-        log_probability: log P of the draw under Plackett-Luce, [] (sum over edges and types), or None
-            where no estimator asks for it.
+        log_probability: log P of the draw under Plackett-Luce, [] (sum over edges and types), for reward
+            `leave-one-out` of each sub-graph as if it were drawn alone, [K]; None where no estimator asks for it.
     """
 
     networks: tuple[Paths, ...]

@@ -25,6 +25,14 @@ def test_alpha_finds_better_cells_than_as_many_random_ones(table):
         assert sum(accuracies) / len(accuracies) >= table.top_threshold()
 
 
+def test_sub_graphs_that_are_all_compared_tell_more_than_the_first_against_the_others(table):
+    derived = {
+        reward: [table_search(table, table_config(seed, k=2, reward=reward)).derived.accuracy for seed in range(4)]
+        for reward in ("contrast", "leave-one-out")
+    }
+    assert sum(derived["leave-one-out"]) > sum(derived["contrast"]) + 4 * 0.5
+
+
 def test_the_seed_alone_decides(table):
     first, again, other = (table_search(table, table_config(seed), 40) for seed in (3, 3, 4))
     assert first == again

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def gradients(learner: Learner, phase: str, feed: Feed) -> dict[str, torch.Tenso
         learner.passes.weights(feed, sample, guided=True, dropped=False)
     elif learner.config.gate == "score":
         losses_K = learner.passes.losses(feed, sample, dropped=False)
-        learner.score_baseline.backward(losses_K, sample.log_probability, contrast=learner.config.reward == "contrast")
+        learner.score_baseline.backward(losses_K, sample.log_probability, learner.config.reward)
     else:
         learner.passes.gates(feed, sample, dropped=False)[1].backward()
     parameters = learner.net if phase == "W" else learner.sampler
@@ -111,15 +112,43 @@ def test_contrast_is_the_gradient_of_how_much_the_first_sub_graph_is_better():
         drawn = torch.tensor([[i, j]])
         log_probability = gumbel_topk.log_probability(torch.log_softmax(alpha[:1], -1), drawn).sum()
         learner.score_baseline.mean.fill_(0.0)
-        learner.score_baseline.backward(chance * costs[[i, j]], log_probability, contrast=True)
+        learner.score_baseline.backward(chance * costs[[i, j]], log_probability, "contrast")
     torch.testing.assert_close(alpha.grad[0], row.grad, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_leave_one_out_has_the_direction_of_one_draws_loss_at_a_uniform_alpha(k):
+    """The estimates of all ordered draws of one edge, each times its probability, against the derivative of E[loss]."""
+    learner = learner_of(k=k, gate="score", reward="leave-one-out", teacher="none")
+    alpha = learner.sampler.alpha["normal"]
+    alpha.data.zero_()
+    count = alpha.shape[1]
+    costs = torch.linspace(0.5, 1.5, count, dtype=torch.float64) ** 2
+    row = torch.zeros(count, dtype=torch.float64, requires_grad=True)
+    (torch.softmax(row, -1) * costs).sum().backward()
+    draws = list(permutations(range(count), k))
+    for drawn in draws:
+        log_p_K = torch.log_softmax(alpha[0], -1)[list(drawn)]
+        learner.score_baseline.backward(costs[list(drawn)] / len(draws), log_p_K, "leave-one-out")
+    torch.testing.assert_close(alpha.grad[0], row.grad * count / (count - 1), rtol=1e-10, atol=1e-12)
+
+
+def test_leave_one_out_has_each_networks_own_probability():
+    learner = learner_of(k=2, gate="score", reward="leave-one-out", assign="shuffle", teacher="none")
+    sample = learner.sampler.draw(3, 1.0, grad=True)
+    log_p = {kind: torch.log_softmax(alpha, -1) for kind, alpha in learner.sampler.alpha.items()}
+    expected = [
+        sum(log_p[kind].gather(1, paths.indices_EK).sum() for kind, paths in network.items())
+        for network in sample.networks
+    ]
+    torch.testing.assert_close(sample.log_probability, torch.stack(expected))
 
 
 @pytest.mark.parametrize(
     "options", [{"gate": "sampled"}, {"gate": "score", "k": 1}, {"gate": "score", "mode": "union"}]
 )
 def test_contrast_needs_sub_graphs_to_compare(options):
-    with pytest.raises(ConfigError, match="first of several sub-graphs"):
+    with pytest.raises(ConfigError, match="compares several sub-graphs"):
         learner_of(**{"k": 2, "reward": "contrast", "teacher": "none", **options})
 
 
