@@ -37,19 +37,21 @@ class ScoreBaseline:
         independent samples; these exclude each other, and the weights that would correct for it (Kool et al., ICLR
         2020) are left out (ours): exact in direction at a uniform alpha.
 
+        Where a schedule or a budget leaves one network, there is nothing to compare and all rewards are `mean`.
+
         Args:
             losses_K: of the sampled networks.
             log_probability: of the draw, [], or of each network, [K], as `Sample` has it for that reward.
             reward: as the configuration has it.
         """
-        if reward == "leave-one-out":
-            k = len(losses_K)
+        k = len(losses_K)
+        if reward == "leave-one-out" and k > 1:
             costs_K = (losses_K - losses_K.mean()) * (k / (k - 1))
             (costs_K * log_probability).mean().backward()
             return
-        cost = losses_K[0] - losses_K[1:].mean() if reward == "contrast" else losses_K.mean()
+        cost = losses_K[0] - losses_K[1:].mean() if reward == "contrast" and k > 1 else losses_K.mean()
         mean = torch.where(torch.isnan(self.mean), cost, self.mean)
-        ((cost - mean) * log_probability).backward()
+        ((cost - mean) * log_probability).sum().backward()
         self.mean.copy_(DECAY * mean + (1 - DECAY) * cost)
 
     def state(self) -> float | None:

@@ -133,6 +133,17 @@ def test_leave_one_out_has_the_direction_of_one_draws_loss_at_a_uniform_alpha(k)
     torch.testing.assert_close(alpha.grad[0], row.grad * count / (count - 1), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("reward", ["contrast", "leave-one-out"])
+def test_one_sub_graph_that_a_schedule_leaves_is_held_against_the_running_mean(reward):
+    found = []
+    for one in ("mean", reward):
+        learner = learner_of(k=2, gate="score", reward=one, teacher="none")
+        learner.follow(1)
+        learner.score_baseline.mean.fill_(1.0)
+        found.append(gradients(learner, "alpha", learner.feed(*batch(4), MOMENT, 3)))
+    torch.testing.assert_close(found[1], found[0])
+
+
 def test_leave_one_out_has_each_networks_own_probability():
     learner = learner_of(k=2, gate="score", reward="leave-one-out", assign="shuffle", teacher="none")
     sample = learner.sampler.draw(3, 1.0, grad=True)
