@@ -59,8 +59,9 @@ def asked_and_found(rows: Sequence[Row]) -> Iterator[str]:
     for method in OURS:
         for place, budget, own in grouped([one for one in evaluated(rows) if one["method"] == method]):
             accuracy = summary([one["accuracy"] for one in own])
+            seeds = f"{len(own)} seed{'s' if len(own) > 1 else ''}"
             yield (
-                f"| {method} on NAS-Bench-201, {place}, {budget}, {len(own)} seeds | no seed below {LEAST_GOOD}, mean "
+                f"| {method} on NAS-Bench-201, {place}, {budget}, {seeds} | no seed below {LEAST_GOOD}, mean "
                 f"above {ALL_3X3} | least {accuracy.low:.2f}, mean {accuracy.mean:.2f} |"
             )
 
