@@ -114,8 +114,9 @@ def _method_line(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 def mean_text(rows: Sequence[Mapping[str, Any]], key: str, digits: int = 2) -> str:
     """Mean of a figure over the rows; a dash where one has none, as those of older versions."""
-    values = [row.get(key) for row in rows]
-    return "-" if None in values else f"{summary(values).mean:.{digits}f}"
+    if any(key not in row for row in rows):
+        return "-"
+    return f"{summary([row[key] for row in rows]).mean:.{digits}f}"
 
 
 def paired_lines(groups: Mapping[str, Sequence[Mapping[str, Any]]], against: str) -> Iterator[str]:
