@@ -104,8 +104,9 @@ def _of_budget(budget: str, rows: Sequence[Row], against: Sequence[str] = OURS) 
         accuracy = summary([one["accuracy"] for one in own])
         taus = " | ".join(mean_text(own, name) for name in ("tau", "tau_training", "tau_of_parameters"))
         bad = sum(one["accuracy"] < LEAST_GOOD for one in own)
+        spread = f" ± {accuracy.sd:.2f}" if accuracy.n > 1 else ""
         yield (
-            f"| {method} | {accuracy.n} | {accuracy.mean:.2f} ± {accuracy.sd:.2f} | {accuracy.low:.2f} "
+            f"| {method} | {accuracy.n} | {accuracy.mean:.2f}{spread} | {accuracy.low:.2f} "
             f"| {accuracy.high:.2f} | {mean_text(own, 'regret')} | {bad} of {len(own)} | {taus} "
             f"| {mean_text(own, 'cpu_s', 0)} |"
         )
