@@ -44,7 +44,7 @@ OUR_SEARCH: Mapping[str, Any] = {
 VARIANTS = {
     variant.name: variant
     for variant in (
-        # Alpha rests until the images are learned by heart: training loss favours skip-connects and pooling before.
+        # Alpha rests until most images are learned: before that, training loss favours skip-connects and pooling.
         Variant("msg-loo", OUR_SEARCH, warmup_share=0.7, least_epochs=130),
         Variant("msg-late", {**OUR_SEARCH, "reward": "contrast"}, warmup_share=0.7, least_epochs=130),
         Variant("msg", {**OUR_SEARCH, "reward": "contrast", "alpha_lr": 1e-2}, least_epochs=80),
@@ -81,7 +81,7 @@ def run(
         yield known[key]
 
 
-def table_text(table: Table, rows: Sequence[Mapping[str, Any]], against: str = "msg") -> str:
+def table_text(table: Table, rows: Sequence[Mapping[str, Any]], against: str) -> str:
     """Means by budget and method beside what needs no search, and paired tests of `against` with each other method."""
     taus = f"{'tau':>6} {'train':>6} {'params':>7}"
     lines = [f"{'':42} {'accuracy, mean +- sd':40} {'regret':>7} {'below 91':>9} {taus} {'CPU s':>7}"]

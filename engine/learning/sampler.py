@@ -143,7 +143,7 @@ class Sampler(nn.Module):
             }
             log_probability = None
             if grad and self.config.gate == "score":
-                log_p = [self._log_probability(kind, *of_kind) for kind, of_kind in drawn.items()]
+                log_p = [self._log_probability(kind, paths, indices_EK) for kind, (paths, indices_EK) in drawn.items()]
                 log_probability = torch.stack(log_p).sum(0)
         networks = tuple(
             {kind: paths[number] for kind, (paths, _) in drawn.items()}

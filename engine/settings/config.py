@@ -135,8 +135,8 @@ class SearchConfig:
     )
     reward: Literal["mean", "contrast", "leave-one-out"] = key(
         "mean",
-        "what the score estimator lowers: the sub-graphs' mean loss, the first one's less that of the others, or "
-        "each one's less that of the others (Kool et al. 2019)",
+        "what the score estimator lowers: the sub-graphs' mean loss, the first one's less that of the others "
+        "(ours), or each one's less that of the others (Kool et al. 2019)",
         flag=False,
     )
     tau_max: float = key(10.0, "temperature of the first epoch (GDAS: 10)", flag=False)

@@ -11,6 +11,7 @@ import torch
 from msgdas.engine.errors import ConfigError
 from msgdas.engine.learning.passes import Feed
 from msgdas.engine.learning.rung import Rung
+from msgdas.engine.learning.score_baseline import ScoreBaseline
 from msgdas.engine.learning.steps import Learner, Moment
 from msgdas.engine.settings.config import SearchConfig
 from msgdas.engine.supernet.operation import network_clock
@@ -116,6 +117,20 @@ def test_contrast_is_the_gradient_of_how_much_the_first_sub_graph_is_better():
     torch.testing.assert_close(alpha.grad[0], row.grad, rtol=1e-10, atol=1e-12)
 
 
+def test_contrast_keeps_a_third_of_the_signal_at_a_uniform_alpha_of_five():
+    """Why there is another reward: the expectation of its estimates against the derivative of one draw's E[loss]."""
+    costs = torch.linspace(0.5, 1.5, 5, dtype=torch.float64) ** 2
+    alpha, row = (torch.zeros(1, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    (torch.softmax(row, -1) * costs).sum().backward()
+    draws = list(permutations(range(5), 2))
+    for drawn in draws:
+        baseline = ScoreBaseline(alpha)
+        baseline.mean.fill_(0.0)
+        log_probability = gumbel_topk.log_probability(torch.log_softmax(alpha, -1), torch.tensor([drawn])).sum()
+        baseline.backward(costs[list(drawn)] / len(draws), log_probability, "contrast")
+    torch.testing.assert_close(alpha.grad, row.grad * 5 / 16)
+
+
 @pytest.mark.parametrize("k", [2, 3])
 def test_leave_one_out_has_the_direction_of_one_draws_loss_at_a_uniform_alpha(k):
     """The estimates of all ordered draws of one edge, each times its probability, against the derivative of E[loss]."""
@@ -155,12 +170,13 @@ def test_leave_one_out_has_each_networks_own_probability():
     torch.testing.assert_close(sample.log_probability, torch.stack(expected))
 
 
+@pytest.mark.parametrize("reward", ["contrast", "leave-one-out"])
 @pytest.mark.parametrize(
     "options", [{"gate": "sampled"}, {"gate": "score", "k": 1}, {"gate": "score", "mode": "union"}]
 )
-def test_contrast_needs_sub_graphs_to_compare(options):
-    with pytest.raises(ConfigError, match="compares several sub-graphs"):
-        learner_of(**{"k": 2, "reward": "contrast", "teacher": "none", **options})
+def test_what_compares_needs_sub_graphs_to_compare(options, reward):
+    with pytest.raises(ConfigError, match=f"reward {reward} compares several sub-graphs"):
+        learner_of(**{"k": 2, "reward": reward, "teacher": "none", **options})
 
 
 @pytest.mark.parametrize("phase", ["W", "alpha"])
